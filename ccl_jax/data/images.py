@@ -1,0 +1,273 @@
+"""Encoded bytes to a square uint8 image: decoding, and the three ways to make it square."""
+
+import difflib
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from ccl_jax.data.records import BadRecord
+
+MAX_PIXELS = 100_000_000
+
+# Named, because Pillow would otherwise try every plugin on bytes from the web
+# (some of them start other programs).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_CROP_ATTEMPTS = 10
+_UNREADABLE = "unreadable image"
+
+
+def decode_image(data: bytes, key: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes JPEG, PNG, WebP, GIF or BMP bytes to an RGB image.
+
+    Of an animation the first frame is used; transparent pixels are laid on white;
+    16-bit greys are scaled, not clipped. The EXIF orientation is not applied, as
+    in the preprocessing of the published CLIP and SigLIP models.
+
+    Args:
+      data: the encoded file.
+      key: the record's name, for the error.
+      max_pixels: the largest width x height that is decoded; the header is
+        checked first. Pillow's own `Image.MAX_IMAGE_PIXELS` holds as well.
+
+    Returns:
+      A loaded PIL image of mode RGB.
+
+    Raises:
+      BadRecord: "unreadable image" for empty, truncated or foreign data, "image
+        too large" for more than `max_pixels`.
+    """
+    return _load_rgb(_open(data, key, max_pixels), key)
+
+
+def resize_squash(image: Image.Image, size: int) -> np.ndarray:
+    """Squashes an image to a square (SigLIP's evaluation transform).
+
+    Args:
+      image: a PIL image; anything but RGB is converted.
+      size: side of the result in pixels.
+
+    Returns:
+      uint8 (size, size, 3), bicubic and antialiased; the very pixels of an image
+      that has this size already.
+
+    Raises:
+      ValueError: if `size` is not positive.
+    """
+    return _resize(image, size, (0, 0, *image.size))
+
+
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Scales the short side to `size` and cuts the centre (CLIP's evaluation transform).
+
+    Args:
+      image: a PIL image; anything but RGB is converted.
+      size: side of the result in pixels.
+
+    Returns:
+      uint8 (size, size, 3), bicubic and antialiased; an image whose short side is
+      `size` already is only cut.
+
+    Raises:
+      ValueError: if `size` is not positive.
+    """
+    width, height = image.size
+    short = min(width, height)
+    # The scaled image is never made, since that of a 20000 x 1 strip would fill the
+    # memory: the crop is mapped back to the source and resampled from there. The
+    # truncation and the rounding are torchvision's, so that results agree.
+    scaled = [int(size * side / short) for side in (width, height)]
+    left, top = (int(round((side - size) / 2)) for side in scaled)
+    step_x, step_y = width / max(scaled[0], 1), height / max(scaled[1], 1)
+    box = (left * step_x, top * step_y, (left + size) * step_x, (top + size) * step_y)
+    return _resize(image, size, _clip(box, width, height))
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float] = (0.9, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """Resizes a random part of an image to a square (the training transform).
+
+    Args:
+      image: a PIL image; anything but RGB is converted.
+      size: side of the result in pixels.
+      rng: where the part is drawn from.
+      scale: smallest and largest share of the image's area.
+      ratio: smallest and largest width / height of the part, drawn evenly in the log.
+        Where no such part fits, the largest central one is used.
+
+    Returns:
+      uint8 (size, size, 3), bicubic and antialiased.
+
+    Raises:
+      ValueError: if `size`, `scale` or `ratio` is out of range.
+    """
+    return _resize(image, size, _draw_box(*image.size, rng, scale, ratio))
+
+
+def transform_image(
+    data: bytes,
+    key: str,
+    *,
+    size: int,
+    transform: str,
+    rng: np.random.Generator | None = None,
+    scale: tuple[float, float] = (0.9, 1.0),
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Decodes an image and makes it square.
+
+    Args:
+      data: the encoded file.
+      key: the record's name, for errors.
+      size: side of the result in pixels.
+      transform: a name of `TRANSFORMS`.
+      rng: used by "random_resized_crop" alone, which needs it.
+      scale: see `random_resized_crop`; used by it alone.
+      max_pixels: see `decode_image`.
+
+    Returns:
+      uint8 (size, size, 3).
+
+    Raises:
+      ValueError: for an unknown `transform`, a missing `rng`, or a `size` or `scale`
+        out of range.
+      BadRecord: see `decode_image`.
+    """
+    if transform not in TRANSFORMS:
+        nearest = difflib.get_close_matches(transform, TRANSFORMS, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"unknown image transform {transform!r}: did you mean {nearest!r}? "
+            f"Known: {', '.join(TRANSFORMS)}"
+        )
+    return TRANSFORMS[transform](_open(data, key, max_pixels), key, size, rng, scale)
+
+
+def _squash(opened, key, size, rng, scale):
+    return resize_squash(_load_rgb(opened, key), size)
+
+
+def _center_crop(opened, key, size, rng, scale):
+    return resize_and_crop(_load_rgb(opened, key), size)
+
+
+def _random_resized_crop(opened, key, size, rng, scale):
+    if rng is None:
+        raise ValueError("'random_resized_crop' needs rng=, a numpy.random.Generator")
+    if size < 1:
+        raise ValueError(f"the image size must be at least 1, got {size}")
+    box = _draw_box(*opened.size, rng, scale, (3 / 4, 4 / 3))
+    # A JPEG decodes several times faster at 1/2, 1/4 or 1/8 of its size. That is enough
+    # as long as the part still has `size` pixels a side. Only in training: evaluation
+    # keeps to the published preprocessing.
+    left, top, right, bottom = box
+    needed = (
+        math.ceil(opened.width * size / (right - left)),
+        math.ceil(opened.height * size / (bottom - top)),
+    )
+    width = opened.width
+    drafted = opened.draft(None, needed)
+    factor = width / drafted[1][2] if drafted else 1
+    image = _load_rgb(opened, key)
+    box = tuple(side / factor for side in box)
+    return _resize(image, size, _clip(box, *image.size))
+
+
+TRANSFORMS: dict[str, Callable[..., np.ndarray]] = {
+    "squash": _squash,
+    "center_crop": _center_crop,
+    "random_resized_crop": _random_resized_crop,
+}
+
+
+def _open(data, key, max_pixels):
+    """Reads the header: format, mode and size are known, no pixel is decoded."""
+    if not data:
+        raise BadRecord(key, _UNREADABLE, "0 bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadRecord(key, "image too large", str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, ...
+        raise BadRecord(key, _UNREADABLE, _describe(error)) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadRecord(key, "image too large", f"{width} x {height}, over {max_pixels} pixels")
+    return image
+
+
+def _load_rgb(image, key):
+    try:
+        image.load()
+        return _to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # see _open
+        raise BadRecord(key, _UNREADABLE, _describe(error)) from error
+
+
+def _describe(error):
+    # The message of an unidentified image names only a buffer's address.
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"none of {', '.join(_FORMATS)}"
+    return str(error) or type(error).__name__
+
+
+def _to_rgb(image):
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's conversion would clip at 255
+        values = np.asarray(image).astype(np.int64)
+        grey = np.clip((values + 128) // 257, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        page.alpha_composite(image)
+        image = page
+    return image.convert("RGB")
+
+
+def _resize(image, size, box):
+    if size < 1:
+        raise ValueError(f"the image size must be at least 1, got {size}")
+    if image.mode != "RGB":
+        image = _to_rgb(image)
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _clip(box, width, height):
+    """Undoes the rounding that puts a box a hair outside the image."""
+    left, top, right, bottom = box
+    return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+
+
+def _draw_box(width, height, rng, scale, ratio):
+    """A random (left, top, right, bottom) in whole pixels, by torchvision's rule."""
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be (low, high) with 0 < low <= high <= 1, got {scale}")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio must be (low, high) with 0 < low <= high, got {ratio}")
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        part_width = round(math.sqrt(area * aspect))
+        part_height = round(math.sqrt(area / aspect))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            left = int(rng.integers(width - part_width + 1))
+            top = int(rng.integers(height - part_height + 1))
+            return left, top, left + part_width, top + part_height
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    part_width = min(width, max(1, round(height * aspect)))
+    part_height = min(height, max(1, round(width / aspect)))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return left, top, left + part_width, top + part_height

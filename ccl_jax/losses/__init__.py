@@ -1,0 +1,24 @@
+"""Contrastive losses as pure functions; needs jax and jaxtyping, nothing else of ours.
+
+Every loss takes arrays by position and hyper-parameters by keyword, expects L2-normalised
+embeddings unless it says otherwise, accumulates in float32 (float64 for float64 inputs) and
+returns `(loss, metrics)`. `scale` is always the multiplier exp(log_scale).
+"""
+
+from ccl_jax.losses.ccl import ccl_loss, concept_targets, npc_loss, xac_loss
+from ccl_jax.losses.contrastive import clip_loss, logit_metrics, siglip_loss
+from ccl_jax.losses.pacl import pacl_loss
+from ccl_jax.losses.similarity import pooled_similarity, unit
+
+__all__ = [
+    "ccl_loss",
+    "clip_loss",
+    "concept_targets",
+    "logit_metrics",
+    "npc_loss",
+    "pacl_loss",
+    "pooled_similarity",
+    "siglip_loss",
+    "unit",
+    "xac_loss",
+]

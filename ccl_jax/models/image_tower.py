@@ -1,0 +1,131 @@
+"""The vision transformer and its two ways to pool: SigLIP's MAP head, CLIP's class token."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ccl_jax.models.layers import EncoderBlock, MapHead
+
+
+class ImageFeatures(NamedTuple):
+    """What the image tower gives; nothing is normalised.
+
+    Attributes:
+      pooled: (b, e) global embedding.
+      tokens: (b, l, e) patch tokens in the space of `pooled`, or None if not asked for.
+      patches: (b, l, d) patch states after the final norm, without the class token.
+    """
+
+    pooled: Float[Array, "b e"]
+    tokens: Float[Array, "b l e"] | None
+    patches: Float[Array, "b l d"]
+
+
+class ImageTower(nn.Module):
+    """Vision transformer.
+
+    Attributes:
+      image_size: side of the square input in pixels; a multiple of `patch_size`.
+      patch_size: side of a patch in pixels.
+      width: of the transformer.
+      depth: number of blocks.
+      heads: attention heads of a block.
+      pool: "map" (SigLIP: attention pooling, no projection) or "cls" (CLIP: class token,
+        norm before the blocks, linear projection to `embed_dim`).
+      embed_dim: width of the embeddings; with "map" it must equal `width`.
+      activation: a name in `layers.ACTIVATIONS`.
+      norm_eps: epsilon of every layer norm.
+      dtype: of the computation; parameters are float32.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    pool: str = "map"
+    embed_dim: int | None = None
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, tokens: bool = False
+    ) -> ImageFeatures:
+        """Encodes normalised images; patch tokens in embedding space only if asked for.
+
+        Raises:
+          ValueError: for images of another size or options that do not fit together.
+        """
+        self._check(image)
+        grid = self.image_size // self.patch_size
+        x = _patchify(image.astype(self.dtype), self.patch_size)
+        # CLIP's patch embedding has no bias, SigLIP's has one.
+        x = nn.Dense(
+            self.width,
+            use_bias=self.pool == "map",
+            dtype=self.dtype,
+            kernel_init=nn.initializers.lecun_normal(),
+            name="patch_embedding",
+        )(x)
+        if self.pool == "cls":
+            token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)
+        count = grid * grid + (self.pool == "cls")
+        scale = 1 / self.width**0.5
+        positions = self.param(
+            "position_embedding", nn.initializers.normal(scale), (count, self.width)
+        )
+        x = x + positions.astype(self.dtype)
+        norm_args = {"epsilon": self.norm_eps, "dtype": self.dtype}
+        if self.pool == "cls":
+            x = nn.LayerNorm(**norm_args, name="norm_pre")(x)
+        for i in range(self.depth):
+            x = EncoderBlock(
+                self.heads,
+                4 * self.width,
+                activation=self.activation,
+                norm_eps=self.norm_eps,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(x)
+        x = nn.LayerNorm(**norm_args, name="norm_post")(x)
+        if self.pool == "map":
+            head = MapHead(
+                self.heads, 4 * self.width, self.activation, self.norm_eps, self.dtype, name="head"
+            )
+            return ImageFeatures(*head(x, value_tokens=tokens), patches=x)
+        project = nn.Dense(
+            self.embed_dim or self.width, use_bias=False, dtype=self.dtype, name="projection"
+        )
+        patches = x[:, 1:]
+        return ImageFeatures(project(x[:, 0]), project(patches) if tokens else None, patches)
+
+    def _check(self, image) -> None:
+        if self.pool not in ("map", "cls"):
+            raise ValueError(f"pool={self.pool!r}: use 'map' (SigLIP) or 'cls' (CLIP)")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if image.shape[1:] != (self.image_size, self.image_size, 3):
+            raise ValueError(
+                f"the image tower takes images of shape (b, {self.image_size}, "
+                f"{self.image_size}, 3); got {image.shape}"
+            )
+        if self.pool == "map" and self.embed_dim not in (None, self.width):
+            raise ValueError(
+                f"pool='map' has no projection: embed_dim {self.embed_dim} must equal width "
+                f"{self.width}, or be left out"
+            )
+
+
+def _patchify(image: Float[Array, "b h w c"], patch: int) -> Float[Array, "b l p"]:
+    """Patches in row-major order, each flattened as (row, column, channel)."""
+    b, h, w, c = image.shape
+    x = image.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch**2 * c)

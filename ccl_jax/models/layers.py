@@ -1,0 +1,142 @@
+"""Building blocks of both towers, in Flax Linen. Parameters are float32."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+
+class Mlp(nn.Module):
+    """Two dense layers around an activation; hidden width `hidden`."""
+
+    hidden: int
+    activation: str = "gelu_tanh"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        width = x.shape[-1]
+        dense = functools.partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            bias_init=nn.initializers.normal(1e-6),
+        )
+        x = dense(self.hidden, name="up")(x)
+        return dense(width, name="down")(ACTIVATIONS[self.activation](x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` over `context`; optionally causal."""
+
+    width: int
+    heads: int
+    causal: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} does not divide into {self.heads} heads; choose a width "
+                "that is a multiple of heads"
+            )
+        dense = functools.partial(
+            nn.Dense, self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
+        )
+        self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
+
+    def __call__(
+        self, queries: Float[Array, "b q d"], context: Float[Array, "b k d"]
+    ) -> Float[Array, "b q d"]:
+        q, k, v = self.query(queries), self.key(context), self.value(context)
+        split = lambda x: x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)  # noqa: E731
+        pooled = jax.nn.dot_product_attention(split(q), split(k), split(v), is_causal=self.causal)
+        return self.out(pooled.reshape(queries.shape))
+
+    def value_path(self, context: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
+        """What a query that attends to one position alone would read there."""
+        return self.out(self.value(context))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    heads: int
+    mlp_dim: int
+    causal: bool = False
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        attention = Attention(x.shape[-1], self.heads, self.causal, self.dtype, name="attention")
+        y = norm(name="norm_attention")(x)
+        x = x + attention(y, y)
+        mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="mlp")
+        return x + mlp(norm(name="norm_mlp")(x))
+
+
+class MapHead(nn.Module):
+    """Multi-head attention pooling of SigLIP: a learnt probe attends over the patches.
+
+    Zhai et al., "Scaling Vision Transformers" (2022), section 3.
+    """
+
+    heads: int
+    mlp_dim: int
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l d"], *, value_tokens: bool = False
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b l d"] | None]:
+        """Pools, and gives the value-path tokens if asked.
+
+        A value-path token is the head's output with its attention replaced by one-hot on
+        that patch: u = out(value(x)), token = u + mlp(norm(u)). Query, key and probe take
+        no part in it.
+
+        Returns:
+          The pooled embedding and the tokens (None unless `value_tokens`), not normalised.
+        """
+        width = x.shape[-1]
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        attention = Attention(width, self.heads, dtype=self.dtype, name="attention")
+        norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")
+        mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="mlp")
+        queries = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, width))
+        pooled = attention(queries, x)
+        pooled = pooled + mlp(norm(pooled))
+        if not value_tokens:
+            return pooled[:, 0], None
+        tokens = attention.value_path(x)
+        return pooled[:, 0], tokens + mlp(norm(tokens))
+
+
+class PatchEmbedder(nn.Module):
+    """PACL's residual vision embedder: Linear - ReLU - Linear plus a linear skip.
+
+    Mukhoti et al., "Patch Aligned Contrastive Learning" (2023), section 3.
+    """
+
+    embed_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l e"]:
+        hidden = nn.relu(nn.Dense(self.embed_dim, dtype=self.dtype, name="up")(x))
+        skip = nn.Dense(self.embed_dim, dtype=self.dtype, name="skip")(x)
+        return skip + nn.Dense(self.embed_dim, dtype=self.dtype, name="down")(hidden)

@@ -1,0 +1,117 @@
+"""Image and text tower with the learnt scale and bias: what the objectives train."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ccl_jax.models.image_tower import ImageTower
+from ccl_jax.models.layers import PatchEmbedder
+from ccl_jax.models.text_tower import TextTower
+
+
+@flax.struct.dataclass
+class Embeddings:
+    """What a forward pass gives; None for what was not asked for.
+
+    Attributes:
+      image: (b, e) global image embeddings, L2-normalised.
+      image_tokens: (b, l, e) patch tokens in embedding space, L2-normalised.
+      patch_emb: (b, l, e) tokens of PACL's patch embedder, not normalised.
+      text: (b, e) caption embeddings, L2-normalised.
+      phrase: (p, e) phrase embeddings, L2-normalised.
+      scale: multiplier of the similarities, exp(log_scale).
+      bias: added to sigmoid logits.
+    """
+
+    image: Float[Array, "b e"] | None = None
+    image_tokens: Float[Array, "b l e"] | None = None
+    patch_emb: Float[Array, "b l e"] | None = None
+    text: Float[Array, "b e"] | None = None
+    phrase: Float[Array, "p e"] | None = None
+    scale: Float[Array, ""] | None = None
+    bias: Float[Array, ""] | None = None
+
+
+class TwoTowers(nn.Module):
+    """CLIP/SigLIP-style model.
+
+    Attributes:
+      image: fields of `ImageTower`.
+      text: fields of `TextTower`.
+      patch_embedder: whether to add PACL's patch embedder.
+      init_scale: initial multiplier (its logarithm is learnt).
+      init_bias: initial bias of the sigmoid losses.
+      dtype: of the computation; parameters are float32.
+    """
+
+    image: Mapping[str, Any]
+    text: Mapping[str, Any]
+    patch_embedder: bool = False
+    init_scale: float = 10.0
+    init_bias: float = -10.0
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.image_tower = ImageTower(**self.image, dtype=self.dtype)
+        self.text_tower = TextTower(**self.text, dtype=self.dtype)
+        embed_dim = self.text_tower.embed_dim or self.text_tower.width
+        image_dim = self.image_tower.embed_dim or self.image_tower.width
+        if image_dim != embed_dim:
+            raise ValueError(
+                f"the towers embed into {image_dim} (image) and {embed_dim} (text) dimensions; "
+                "set embed_dim of one to that of the other"
+            )
+        if self.patch_embedder:
+            self.embedder = PatchEmbedder(embed_dim, dtype=self.dtype)
+        start = jnp.log(jnp.float32(self.init_scale))
+        self.log_scale = self.param("log_scale", nn.initializers.constant(start), ())
+        self.bias = self.param("bias", nn.initializers.constant(self.init_bias), ())
+
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"] | None = None,
+        text: Int[Array, "b t"] | None = None,
+        phrase_text: Int[Array, "p t"] | None = None,
+        *,
+        image_tokens: bool = False,
+        patch_emb: bool = False,
+    ) -> Embeddings:
+        """Embeds what is given.
+
+        Args:
+          image: images normalised as the tower expects.
+          text: token ids of captions.
+          phrase_text: token ids of phrases; they go through the same text tower.
+          image_tokens: whether to give the patch tokens in embedding space.
+          patch_emb: whether to give the patch embedder's tokens.
+
+        Raises:
+          ValueError: if `patch_emb` is asked of a model without a patch embedder.
+        """
+        out: dict[str, Any] = {"scale": jnp.exp(self.log_scale), "bias": self.bias}
+        if image is not None:
+            features = self.image_tower(image, tokens=image_tokens)
+            out["image"] = _normalize(features.pooled)
+            if image_tokens:
+                out["image_tokens"] = _normalize(features.tokens)
+            if patch_emb:
+                if not self.patch_embedder:
+                    raise ValueError(
+                        "the model has no patch embedder; set config.model.patch_embedder = True"
+                    )
+                out["patch_emb"] = self.embedder(features.patches)
+        if text is not None:
+            out["text"] = _normalize(self.text_tower(text))
+        if phrase_text is not None:
+            out["phrase"] = _normalize(self.text_tower(phrase_text))
+        return Embeddings(**out)
+
+
+def _normalize(x: Float[Array, "*batch e"]) -> Float[Array, "*batch e"]:
+    """To norm 1 over the last axis, in float32 whatever the compute type."""
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
