@@ -14,6 +14,8 @@ Before the context rules also: G -ing form, E participle or past form, B noun or
 
 import difflib
 import functools
+import importlib.util
+import pathlib
 import re
 import threading
 from collections.abc import Callable
@@ -36,6 +38,16 @@ _CLASS_OF_TAG = {
     **{"VBG": "G", "DT": "D", "PRP$": "D", "CD": "Q", "IN": "I", "CC": "C", "TO": "T"},
 }
 
+# For words outside the lexicon; the first that fits.
+_SUFFIX_TAGS = (
+    (("able", "ful", "ible", "ient", "ish", "ive", "less", "tic", "ous", "al"), "JJ"),
+    (("ate", "ify", "ise", "ize"), "VBP"),
+    (("ed",), "VBN"),
+    (("ly",), "RB"),
+    (("is", "ss"), "NN"),
+    (("s",), "NNS"),
+)
+
 # What the lexicon, made from newspapers, gets wrong in captions.
 _COLOURS = frozenset(
     "beige black blond blonde blue brown cream crimson gold golden gray green grey khaki "
@@ -51,7 +63,7 @@ _CLASSES = {
     "barechested elderly teenage adult male female asian african american indian european chinese "
     "japanese german mexican french british english martial cloth denim leather opposing "
     "smaller bigger matching outdoor indoor lit crowded hooded uniformed bundled",
-    "N": "t-shirt set sled stick top closeup close-up knit karate ship bear",
+    "N": "t-shirt set sled stick top closeup close-up knit karate ship bear back flip",
     "M": "shorts tracks dresses glasses sunglasses goggles others christmas clothes stairs",
     "R": "very half together indoors outdoors outside inside upside-down headfirst nearby midair "
     "mid-air onstage downhill uphill sideways side-by-side away forward there not only",
@@ -101,7 +113,7 @@ _KINDS_IN_ING = frozenset(
     "writing".split()
 )
 _SUFFIX_PARTICIPLES = frozenset(
-    "colored coloured covered filled haired lined shaped sized topped".split()
+    "colored coloured covered dotted filled haired lined shaped sized topped".split()
 )
 # Adjectives that stand for a noun when none follows: "an adult", "the blonde".
 _NOUNS_TOO = frozenset(
@@ -126,7 +138,7 @@ _SIDES = frozenset("back bottom far front left near opposite other right same to
 _PICTURES = frozenset("close-up closeup image photo photograph picture shot view".split())
 _WHOLE_BOILERPLATE = frozenset({"the camera"})
 
-_LEXICON_LOCK = threading.Lock()
+_LOCK = threading.Lock()
 
 
 def extract_phrases(caption: str, *, tagger: str = "textblob") -> tuple[str, ...]:
@@ -215,13 +227,28 @@ def _word_class(token):
 
 
 def _lexicon_tag(word):
-    try:
-        from textblob.en import lexicon, parser  # slow to import, so on first use
-    except ImportError as error:
-        raise ValueError("the tagger 'textblob' needs its package: pip install textblob") from error
-    with _LEXICON_LOCK:  # TextBlob fills the lexicon at the first look-up
-        tag = lexicon.get(word) or lexicon.get(word.capitalize())
-        return tag or parser.find_tags([word])[0][1]
+    with _LOCK:  # so that threads do not each load it
+        lexicon = _lexicon()
+    tag = lexicon.get(word) or lexicon.get(word.capitalize())
+    return tag or next((tag for endings, tag in _SUFFIX_TAGS if word.endswith(endings)), "NN")
+
+
+@functools.cache
+def _lexicon():
+    """TextBlob's packaged {word: tag}.
+
+    The file is read without importing TextBlob, which takes seconds, loads all of NLTK
+    and fills its lexicon in a way that is not thread safe.
+    """
+    spec = importlib.util.find_spec("textblob")
+    if spec is None:
+        raise ValueError("the tagger 'textblob' needs its package: pip install textblob")
+    path = pathlib.Path(spec.origin).parent / "en" / "en-lexicon.txt"
+    if not path.exists():
+        raise ValueError(f"this TextBlob has no {path}: pip install --upgrade textblob")
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    entries = (line.split()[:2] for line in lines if not line.startswith(";;;"))
+    return {entry[0]: entry[1] for entry in entries if len(entry) == 2}
 
 
 def _settle(tokens, kinds):
@@ -236,6 +263,7 @@ def _settle(tokens, kinds):
         elif kind == "E":
             suffix = token in _SUFFIX_PARTICIPLES and before in "NM"
             modifies = after in "JNMGEB" and (suffix or before in "DQJRIC.,")
+            modifies = modifies or (after == "V" and before in "DI")  # "in fallen leaves"
             padded[i] = "J" if modifies else "V"
             if suffix and modifies:
                 padded[i - 1] = "J"
@@ -306,14 +334,12 @@ def _noun_or_verb(tokens, kinds, i, before, after):
 
 def _chunks_by_spacy(tokens):
     """(start, end) of spaCy's noun chunks over our own tokens."""
-    with _LEXICON_LOCK:
+    with _LOCK:  # the pipeline writes to its vocabulary
         pipeline = _spacy_pipeline()
-    from spacy.tokens import Doc
+        from spacy.tokens import Doc
 
-    document = Doc(pipeline.vocab, words=tokens)
-    for _, component in pipeline.pipeline:
-        document = component(document)
-    return [(chunk.start, chunk.end) for chunk in document.noun_chunks]
+        document = pipeline(Doc(pipeline.vocab, words=tokens))
+        return [(chunk.start, chunk.end) for chunk in document.noun_chunks]
 
 
 @functools.cache

@@ -4,7 +4,6 @@ import collections
 import difflib
 import glob
 import inspect
-import itertools
 import json
 import operator
 import os
@@ -64,8 +63,10 @@ class WebDatasetSource:
           ValueError: if nothing matches `path`, a file is not a plain tar, or a tar
             holds no image or no caption at all.
         """
-        self._caption_fields = tuple(caption_fields)
-        self._phrase_fields = tuple(phrase_fields)
+        self._caption_fields, self._phrase_fields = (
+            (names,) if isinstance(names, str) else tuple(names)
+            for names in (caption_fields, phrase_fields)
+        )
         patterns = [path] if isinstance(path, str | os.PathLike) else list(path)
         patterns = [os.fspath(pattern) for pattern in patterns]
         self._shards = _find_shards(patterns)
@@ -227,7 +228,7 @@ def _find_shards(patterns):
         missing = [name for name, files in zip(names, found, strict=True) if not files]
         if missing:
             raise ValueError(_missing_message(pattern, names, missing))
-        shards.extend(itertools.chain.from_iterable(found))
+        shards.extend(file for files in found for file in files)
     unique: dict[str, str] = {}
     for shard in shards:
         unique.setdefault(os.path.realpath(shard), shard)
@@ -387,9 +388,8 @@ def open_source(kind: str, **options: Any) -> Source:
     """
     if kind not in SOURCES:
         nearest = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"unknown source {kind!r}: did you mean {nearest!r}? Known: {', '.join(SOURCES)}"
-        )
+        known = ", ".join(SOURCES)
+        raise ValueError(f"unknown source {kind!r}: did you mean {nearest!r}? Known: {known}")
     signature = inspect.signature(SOURCES[kind])
     try:
         signature.bind(**options)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ccl_jax.models.layers import EncoderBlock, MapHead
+from ccl_jax.models.layers import Dense, EncoderBlock, MapHead
 
 
 class ImageFeatures(NamedTuple):
@@ -64,7 +64,7 @@ class ImageTower(nn.Module):
         grid = self.image_size // self.patch_size
         x = _patchify(image.astype(self.dtype), self.patch_size)
         # CLIP's patch embedding has no bias, SigLIP's has one.
-        x = nn.Dense(
+        x = Dense(
             self.width,
             use_bias=self.pool == "map",
             dtype=self.dtype,
@@ -99,7 +99,7 @@ class ImageTower(nn.Module):
                 self.heads, 4 * self.width, self.activation, self.norm_eps, self.dtype, name="head"
             )
             return ImageFeatures(*head(x, value_tokens=tokens), patches=x)
-        project = nn.Dense(
+        project = Dense(
             self.embed_dim or self.width, use_bias=False, dtype=self.dtype, name="projection"
         )
         patches = x[:, 1:]

@@ -15,6 +15,20 @@ ACTIVATIONS = {
 }
 
 
+def flat_dot_general(x, kernel, dimension_numbers, **options):
+    """`jax.lax.dot_general` of (*batch, d) with (d, e), batch axes merged into one.
+
+    XLA's CPU compiler turns the gradient of a product over two batch axes into code half as
+    fast as over one; on TPU and GPU the reshape is free.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), **options)
+    return out.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+Dense = functools.partial(nn.Dense, dot_general=flat_dot_general)
+
+
 class Mlp(nn.Module):
     """Two dense layers around an activation; hidden width `hidden`."""
 
@@ -26,7 +40,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         width = x.shape[-1]
         dense = functools.partial(
-            nn.Dense,
+            Dense,
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),
@@ -50,7 +64,7 @@ class Attention(nn.Module):
                 "that is a multiple of heads"
             )
         dense = functools.partial(
-            nn.Dense, self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
+            Dense, self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
         )
         self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
 
@@ -137,6 +151,6 @@ class PatchEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l e"]:
-        hidden = nn.relu(nn.Dense(self.embed_dim, dtype=self.dtype, name="up")(x))
-        skip = nn.Dense(self.embed_dim, dtype=self.dtype, name="skip")(x)
-        return skip + nn.Dense(self.embed_dim, dtype=self.dtype, name="down")(hidden)
+        hidden = nn.relu(Dense(self.embed_dim, dtype=self.dtype, name="up")(x))
+        skip = Dense(self.embed_dim, dtype=self.dtype, name="skip")(x)
+        return skip + Dense(self.embed_dim, dtype=self.dtype, name="down")(hidden)
