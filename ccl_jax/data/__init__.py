@@ -1,0 +1,1 @@
+"""Sources, transforms, noun phrases and the training pipeline."""

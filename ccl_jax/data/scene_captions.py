@@ -55,7 +55,7 @@ def scene_captions(
 ) -> tuple[Caption, ...]:
     """One caption of each style, in the order of `STYLES`.
 
-    short: two of the objects, colour and shape; long: all of them with size and texture;
+    short: two of the objects, colour and shape; long: up to three, with size and texture;
     relation: two of them and how they lie. A scene of one object is described the same
     way in all three.
     """
@@ -66,7 +66,7 @@ def scene_captions(
         )
     first, second = rng.sample(objects, 2)
     short = (object_phrase(first), object_phrase(second))
-    listed = rng.sample(objects, len(objects))
+    listed = rng.sample(objects, min(len(objects), 3))
     long = tuple(object_phrase(obj, detailed=True) for obj in listed)
     one, other = rng.sample(objects, 2)
     related = (object_phrase(one), object_phrase(other))

@@ -24,7 +24,7 @@ COLORS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "moon")
-SIZES = {"small": 0.11, "large": 0.19}  # radius, as a share of the image's side
+SIZES = {"small": 0.13, "large": 0.21}  # radius, as a share of the image's side
 TEXTURES = ("plain", "striped", "dotted")
 COLOR_NAMES = tuple(COLORS)
 SIZE_NAMES = tuple(SIZES)
@@ -193,4 +193,4 @@ def _texture(texture: str, radius: int) -> np.ndarray:
             dark = (rows % 3 == 1) & (cols % 3 == 1)
         case _:
             raise ValueError(f"unknown texture {texture!r}; known: {', '.join(TEXTURES)}")
-    return np.where(dark, 0.3, 1.0).astype(np.float32)
+    return np.where(dark, 0.4, 1.0).astype(np.float32)

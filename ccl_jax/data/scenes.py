@@ -13,8 +13,8 @@ import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from ccl_jax.data import scene_examples
 from ccl_jax.data.records import Record
@@ -73,3 +73,74 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
         with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
             for chunk in pool.map(make, chunks):
                 yield from chunk
+
+
+class ScenesSource:
+    """A split of the scenes data set as records; drawn on first use.
+
+    Besides the captions and their true phrases, a record's `extra` holds `mask` (h, w)
+    uint8 (0 background, k = object k), `object_phrases` and `object_labels` (of object k at
+    k - 1), `pairs` of (category, caption, negative), and for scenes of one object `label`.
+    """
+
+    class_names = scene_examples.CLASS_NAMES
+
+    def __init__(self, split: str, *, data_dir: str | None = None, size: str = "full"):
+        """Opens a split.
+
+        Args:
+          split: "train", "validation", "compositional" or "objects".
+          data_dir: TFDS folder; None for TFDS's own default ($TFDS_DATA_DIR or
+            ~/tensorflow_datasets).
+          size: "full", or "mini" for a fiftieth of it.
+
+        Raises:
+          ValueError: for an unknown split or size.
+        """
+        if split not in SPLIT_SIZES:
+            raise ValueError(f"scenes has no split {split!r}; choose from {', '.join(SPLIT_SIZES)}")
+        sizes = [config.name for config in Scenes.BUILDER_CONFIGS]
+        if size not in sizes:
+            raise ValueError(f"scenes has no size {size!r}; choose from {', '.join(sizes)}")
+        self.name = f"scenes/{split}" if size == "full" else f"scenes-{size}/{split}"
+        # ArrayRecord, unlike TFRecord, can be read at any index.
+        builder = Scenes(config=size, data_dir=data_dir, file_format="array_record")
+        if not builder.data_path.exists():
+            logging.info("Drawing the scenes data set into %s, once", builder.data_path)
+            tfds.disable_progress_bar()
+        builder.download_and_prepare()
+        # Images stay encoded: a record holds bytes.
+        raw = {"image": tfds.decode.SkipDecoding()}
+        self._examples = builder.as_data_source(split, decoders=raw)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @functools.cache  # noqa: B019 - a source lives as long as the run, and is small
+    def __getitem__(self, index: int) -> Record:
+        example = self._examples[index]
+        extra: dict[str, Any] = {
+            "mask": example["mask"][..., 0],
+            "object_labels": tuple(int(label) for label in example["object_labels"]),
+            "object_phrases": _texts(example["object_phrases"]),
+            "pairs": tuple(
+                zip(
+                    *(_texts(example[f"pair_{k}"]) for k in ("categories", "captions", "negatives")),
+                    strict=True,
+                )
+            ),
+        }
+        if len(extra["object_labels"]) == 1:
+            extra["label"] = extra["object_labels"][0]
+        return Record(
+            sample_id=index,
+            key=f"{self.name}/{index}",
+            image=example["image"],
+            captions=_texts(example["captions"]),
+            phrases=tuple(_texts(phrases) for phrases in example["phrases"]),
+            extra=extra,
+        )
+
+
+def _texts(values) -> tuple[str, ...]:
+    return tuple(value.decode() for value in values)

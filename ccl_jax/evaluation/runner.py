@@ -58,6 +58,16 @@ def _parse(name: str, entry: Mapping[str, Any]) -> tuple[str, dict[str, Any], di
     return kind, source, options
 
 
+def check(evaluators: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks names and options of every entry, without opening a source.
+
+    Raises:
+      ValueError: as `evaluate` does for them.
+    """
+    for name, entry in evaluators.items():
+        _parse(name, entry)
+
+
 def evaluate(
     predictor: Predictor,
     evaluators: Mapping[str, Mapping[str, Any]],

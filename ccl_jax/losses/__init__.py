@@ -6,11 +6,12 @@ returns `(loss, metrics)`. `scale` is always the multiplier exp(log_scale).
 """
 
 from ccl_jax.losses.ccl import ccl_loss, concept_targets, npc_loss, xac_loss
-from ccl_jax.losses.contrastive import clip_loss, logit_metrics, siglip_loss
+from ccl_jax.losses.contrastive import Metrics, clip_loss, logit_metrics, siglip_loss
 from ccl_jax.losses.pacl import pacl_loss
 from ccl_jax.losses.similarity import pooled_similarity, unit
 
 __all__ = [
+    "Metrics",
     "ccl_loss",
     "clip_loss",
     "concept_targets",

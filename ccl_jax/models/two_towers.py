@@ -1,12 +1,12 @@
 """Image and text tower with the learnt scale and bias: what the objectives train."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from ccl_jax.models.image_tower import ImageTower
 from ccl_jax.models.layers import PatchEmbedder
@@ -109,6 +109,20 @@ class TwoTowers(nn.Module):
         if phrase_text is not None:
             out["phrase"] = _normalize(self.text_tower(phrase_text))
         return Embeddings(**out)
+
+
+def normalize_image(
+    image: UInt8[Array, "b h w 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "b h w 3"]:
+    """(image / 255 - mean) / std per channel in float32, on the device.
+
+    >>> import jax.numpy as jnp
+    >>> normalize_image(jnp.full((1, 1, 1, 3), 255, jnp.uint8), (0.5,) * 3, (0.5,) * 3).tolist()
+    [[[[1.0, 1.0, 1.0]]]]
+    """
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return image.astype(jnp.float32) * scale - shift
 
 
 def _normalize(x: Float[Array, "*batch e"]) -> Float[Array, "*batch e"]:

@@ -1,0 +1,33 @@
+"""Evaluates the latest checkpoint of a run.
+
+    python -m ccl_jax.tools.evaluate --workdir DIR
+"""
+
+import json
+import sys
+
+from absl import app, flags
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of ccl_jax.main.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; flags begin with --")
+    # Imported late, so that --help answers at once.
+    from ccl_jax.evaluation import report
+    from ccl_jax.training import loop
+
+    try:
+        results = loop.evaluate(_WORKDIR.value)
+    except ValueError as error:
+        sys.exit(f"ccl_jax: {' '.join(str(error).split())}")
+    print(report.format_table(results))
+    if _OUTPUT.value:
+        with open(_OUTPUT.value, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=2)
+
+
+if __name__ == "__main__":
+    app.run(_main)

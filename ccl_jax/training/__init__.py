@@ -1,0 +1,1 @@
+"""Training: config, objective, state, step, loop."""

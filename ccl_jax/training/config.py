@@ -1,0 +1,190 @@
+"""The config: every field with its default, and the checks that need no data."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ccl_jax.data.pipeline import PipelineOptions
+from ccl_jax.models.presets import build_model
+from ccl_jax.training import objective
+
+
+def default_config() -> ConfigDict:
+    """A config with every field; `configs/*.py` start from it and change what they need."""
+    config = ConfigDict()
+    config.seed = 0
+
+    # What is trained: name of a term -> {"weight": float, options of the term}. The names
+    # are those of `training.objective.TERMS`.
+    config.objective = {"siglip": {"weight": 1.0}}
+
+    # Runs to train one after the other and to compare: name -> changes to this config, as
+    # {"objective": {...}}. Empty: this config itself.
+    config.runs = ConfigDict()
+
+    config.model = ConfigDict()
+    config.model.preset = "B/16"  # a name in models.presets.PRESETS
+    config.model.image = ConfigDict()  # fields of ImageTower over the preset's
+    config.model.text = ConfigDict()  # fields of TextTower over the preset's
+    config.model.patch_embedder = False  # PACL's
+    config.model.init_scale = 10.0  # multiplier of the similarities at the start
+    config.model.init_bias = -10.0  # of the sigmoid losses at the start
+    config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+
+    config.data = ConfigDict()
+    config.data.source = ConfigDict()  # {"kind": a name in data.sources.SOURCES, options}
+    config.data.batch_size = 256  # images, over all devices
+    config.data.transform = "random_resized_crop"  # a name in data.images.TRANSFORMS
+    config.data.crop_scale = (0.9, 1.0)  # share of the area that a crop keeps
+    config.data.eval_transform = "squash"
+    config.data.mean = (0.5, 0.5, 0.5)  # per channel, of pixels in [0, 1]
+    config.data.std = (0.5, 0.5, 0.5)
+    config.data.phrase_length = 16  # tokens of a phrase
+    config.data.phrases_per_image = 4.0  # budget of the batch, on average
+    config.data.phrase_group = 8  # images that share a budget; divides a device's share
+    config.data.max_bad_share = 0.05  # of the records, before the run stops
+    config.data.workers = 2  # groups prepared in parallel
+    config.data.tokenizer_captions = 50_000  # captions that the tokenizer is trained on
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-3  # at the top of the schedule
+    config.optimizer.warmup_steps = 500  # linear from 0; then cosine to 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.1  # none for vectors and scalars (norms, biases, scale)
+    config.optimizer.clip_norm = 0.0  # of the whole gradient; 0 for none
+    config.optimizer.max_scale = 100.0  # the learnt multiplier is kept in [1, max_scale]
+
+    config.train = ConfigDict()
+    config.train.steps = 10_000
+    config.train.log_every = 50  # steps
+    config.train.eval_every = 0  # steps; 0 for at the end alone
+    config.train.checkpoint_every = 1_000  # steps; the last step is always saved
+    config.train.keep_checkpoints = 2
+
+    # name -> {"evaluator": a name in evaluation.runner.EVALUATORS, "source": {...}, options}
+    config.evaluators = ConfigDict()
+
+    config.heatmaps = ConfigDict()
+    config.heatmaps.source = ConfigDict()  # {"kind": ..., ...}; empty for no heat maps
+    config.heatmaps.images = 4
+    return config.lock()
+
+
+def run_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The configs of `config.runs` by name; the config itself, as "", if it names none.
+
+    Raises:
+      ValueError: if a run changes a field that there is not.
+    """
+    if not config.runs:
+        return {"": config}
+    configs = {}
+    for name, changes in config.runs.items():
+        single = config.copy_and_resolve_references()
+        single.unlock()
+        single.runs = ConfigDict()
+        for key, value in changes.items():
+            if key not in single:
+                raise ValueError(f"config.runs.{name} changes {key!r}; {nearest(key, single)}")
+            if key in ("objective", "evaluators"):
+                single[key] = value
+            else:
+                single.lock()
+                single[key].update(value)
+                single.unlock()
+        configs[name] = single.lock()
+    return configs
+
+
+def check_config(config: ConfigDict, devices: int = 1) -> None:
+    """Checks what can be checked before any data is read.
+
+    Args:
+      config: of a single run.
+      devices: number of devices that share a batch.
+
+    Raises:
+      ValueError: naming the first field that does not fit and what to change.
+    """
+    objective.check(config.objective.to_dict())
+    build_model(config.model.to_dict(), eot_id=0)
+    batch_size, group = config.data.batch_size, config.data.phrase_group
+    if batch_size % (devices * group):
+        raise ValueError(
+            f"config.data.batch_size = {batch_size} does not divide over {devices} devices in "
+            f"groups of config.data.phrase_group = {group} images; choose a multiple of "
+            f"{devices * group}, or a smaller group"
+        )
+    if "kind" not in config.data.source:
+        raise ValueError("config.data.source names no kind; e.g. {'kind': 'webdataset', ...}")
+    if not 0 < config.train.steps:
+        raise ValueError(f"config.train.steps = {config.train.steps}; it must be at least 1")
+    if config.optimizer.warmup_steps >= config.train.steps:
+        raise ValueError(
+            f"config.optimizer.warmup_steps = {config.optimizer.warmup_steps} does not end "
+            f"before config.train.steps = {config.train.steps}; make it smaller"
+        )
+    if not config.optimizer.max_scale >= 1:
+        raise ValueError("config.optimizer.max_scale must be at least 1")
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise ValueError(
+            f"config.model.dtype = {config.model.dtype!r}; use 'float32' or 'bfloat16'"
+        )
+
+
+def pipeline_options(config: ConfigDict) -> PipelineOptions:
+    """The options of the training pipeline."""
+    data = config.data
+    model = build_model(config.model.to_dict(), eot_id=0)
+    wanted = objective.needs(config.objective.to_dict())
+    shared = {
+        field.name: data[field.name]
+        for field in dataclasses.fields(PipelineOptions)
+        if field.name in data
+    }
+    shared["crop_scale"] = tuple(data.crop_scale)
+    if "phrase" not in wanted:
+        shared["phrases_per_image"] = 0.0
+    return PipelineOptions(
+        **shared,
+        image_size=model.image["image_size"],
+        text_length=model.text["length"],
+        seed=config.seed,
+    )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "config") -> list[str]:
+    """Lines `config.a.b: 1 -> 2` for every field in which two config dicts differ."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        name = f"{prefix}.{key}"
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            lines += differences(left, right, name)
+        elif left != right:
+            lines.append(f"{name}: {left!r} -> {right!r}")
+    return lines
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(values: dict[str, Any]) -> ConfigDict:
+    """A config from what `to_json` gave."""
+    return ConfigDict(values).lock()
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Words for an error message: the nearest known name, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return f"{guess}Known: {', '.join(known)}"

@@ -1,0 +1,77 @@
+"""What a run writes while it trains: TensorBoard events, JSON lines, the progress line."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+from clu import metric_writers
+
+
+class MetricsWriter:
+    """Writes scalars to TensorBoard events and to `metrics.jsonl` in a workdir."""
+
+    def __init__(self, workdir: str, start_step: int = 0):
+        """Opens both; lines after `start_step`, of a run that was cut off, are dropped."""
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
+        with open(self._path, "w", encoding="utf-8") as file:
+            file.writelines(kept)
+        self._events = metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one step's scalars."""
+        scalars = {name: float(value) for name, value in scalars.items()}
+        self._events.write_scalars(step, scalars)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+    def close(self) -> None:
+        """Flushes the events."""
+        self._events.close()
+
+
+class Progress:
+    """One line that shows step, loss, images/s and time left; rewritten on a terminal."""
+
+    def __init__(self, name: str, steps: int, start_step: int, batch_size: int):
+        self._prefix = f"{name}  " if name else ""
+        self._steps = steps
+        self._batch_size = batch_size
+        self._start = self._last = (start_step, time.monotonic())
+        self._rewrite = sys.stderr.isatty()
+
+    def show(self, step: int, loss: float) -> float:
+        """Prints the line and returns images/s since the last one."""
+        now = time.monotonic()
+        last_step, last_time = self._last
+        rate = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        self._last = (step, now)
+        # The first line holds the compilation; a mean over all steps would drag it along.
+        left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
+        line = (
+            f"{self._prefix}step {step:,}/{self._steps:,}  loss {loss:.4f}  "
+            f"{rate:,.0f} images/s  {_duration(left)} left"
+        )
+        print(line, end="\r" if self._rewrite and step < self._steps else "\n", file=sys.stderr)
+        sys.stderr.flush()
+        return rate
+
+    def pause(self) -> None:
+        """Begins a new measurement, after work that is not training."""
+        self._last = (self._last[0], time.monotonic())
+
+
+def _lines(path: str) -> list[str]:
+    """Complete lines of a JSON lines file; the last may have been cut off."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
