@@ -5,7 +5,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,6 +18,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def _parse_flags(argv: list[str]) -> list[str]:
     flags.mark_flags_as_required(["config", "workdir"])
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # libraries tell much at INFO
     # The config is code: what it raises for a wrong argument or key is the user's to read.
     try:
         return app.parse_flags_with_usage(argv)

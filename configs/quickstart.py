@@ -36,7 +36,8 @@ def get_config(arg: str = "") -> ConfigDict:
             config.objective = OBJECTIVES[arg]
             config.model.patch_embedder = arg == "pacl"
         else:
-            config.runs = {name: {"objective": OBJECTIVES[name]} for name in ("siglip", "ccl")}
+            config.run_order = ("siglip", "ccl")
+            config.runs = {name: {"objective": OBJECTIVES[name]} for name in config.run_order}
 
         size = "mini" if arg == "smoke" else "full"
         scenes = lambda split: {"kind": "scenes", "split": split, "size": size}  # noqa: E731

@@ -24,7 +24,8 @@ COLORS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "moon")
-SIZES = {"small": 0.13, "large": 0.21}  # radius, as a share of the image's side
+LATTICE = 4
+SIZES = {"small": 0.125, "large": 0.21}  # radius, as a share of the image's side
 TEXTURES = ("plain", "striped", "dotted")
 COLOR_NAMES = tuple(COLORS)
 SIZE_NAMES = tuple(SIZES)
@@ -63,7 +64,7 @@ def sample_objects(
             texture = rng.choice(TEXTURES)
             radius = round(SIZES[size] * image_size)
             for _ in range(20):
-                x, y = (rng.randint(radius, image_size - radius) for _ in range(2))
+                x, y = (rng.randrange(radius, image_size - radius + 1, LATTICE) for _ in range(2))
                 if all(
                     max(abs(x - o.x), abs(y - o.y)) > radius + o.radius
                     or math.hypot(x - o.x, y - o.y) > 1.15 * (radius + o.radius)

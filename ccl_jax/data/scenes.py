@@ -10,11 +10,11 @@ Splits:
 import concurrent.futures
 import functools
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging
 
 from ccl_jax.data import scene_examples
 from ccl_jax.data.records import Record
@@ -106,7 +106,7 @@ class ScenesSource:
         # ArrayRecord, unlike TFRecord, can be read at any index.
         builder = Scenes(config=size, data_dir=data_dir, file_format="array_record")
         if not builder.data_path.exists():
-            logging.info("Drawing the scenes data set into %s, once", builder.data_path)
+            print(f"Drawing the scenes data set into {builder.data_path}, once", file=sys.stderr)
             tfds.disable_progress_bar()
         builder.download_and_prepare()
         # Images stay encoded: a record holds bytes.

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ccl_jax.data.concepts import extract_phrases
 from ccl_jax.data.images import transform_image
 from ccl_jax.data.records import Record
 from ccl_jax.evaluation.reading import embed_texts
@@ -57,9 +58,10 @@ def overlay(image: np.ndarray, similarity: np.ndarray, *, opacity: float = 0.8) 
 
 
 def phrases_of(record: Record, count: int) -> list[str]:
-    """Up to `count` distinct phrases to draw: noun phrases, else objects, else the caption."""
-    first = record.phrases[0] if record.phrases else ()
-    found = first or record.extra.get("object_phrases", ()) or record.captions[:1]
+    """Up to `count` distinct phrases to draw: those of the first caption, else the caption."""
+    caption = record.captions[0]
+    first = record.phrases[0] if record.phrases is not None else extract_phrases(caption)
+    found = first or record.extra.get("object_phrases", ()) or (caption,)
     return list(dict.fromkeys(found))[:count]
 
 

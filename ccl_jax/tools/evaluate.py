@@ -6,7 +6,7 @@
 import json
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run of ccl_jax.main.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
@@ -15,6 +15,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags begin with --")
+    logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
     # Imported late, so that --help answers at once.
     from ccl_jax.evaluation import report
     from ccl_jax.training import loop

@@ -22,9 +22,10 @@ def default_config() -> ConfigDict:
     # are those of `training.objective.TERMS`.
     config.objective = {"siglip": {"weight": 1.0}}
 
-    # Runs to train one after the other and to compare: name -> changes to this config, as
-    # {"objective": {...}}. Empty: this config itself.
+    # Runs to compare: name -> changes to this config, as {"objective": {...}}, and the order
+    # in which to train them. Both empty: this config itself.
     config.runs = ConfigDict()
+    config.run_order = ()
 
     config.model = ConfigDict()
     config.model.preset = "B/16"  # a name in models.presets.PRESETS
@@ -80,15 +81,21 @@ def run_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     """The configs of `config.runs` by name; the config itself, as "", if it names none.
 
     Raises:
-      ValueError: if a run changes a field that there is not.
+      ValueError: if a run changes a field that there is not, or the order names other runs.
     """
+    if set(config.run_order) != set(config.runs):
+        raise ValueError(
+            f"config.run_order = {tuple(config.run_order)} must list the names in config.runs: "
+            f"{tuple(config.runs)}"
+        )
     if not config.runs:
         return {"": config}
     configs = {}
-    for name, changes in config.runs.items():
+    for name in config.run_order:
+        changes = config.runs[name]
         single = config.copy_and_resolve_references()
         single.unlock()
-        single.runs = ConfigDict()
+        single.runs, single.run_order = ConfigDict(), ()
         for key, value in changes.items():
             if key not in single:
                 raise ValueError(f"config.runs.{name} changes {key!r}; {nearest(key, single)}")
@@ -179,7 +186,9 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
     """A config from what `to_json` gave."""
-    return ConfigDict(values).lock()
+    config = ConfigDict(values)
+    config.run_order = tuple(config.run_order)
+    return config.lock()
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

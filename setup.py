@@ -1,0 +1,53 @@
+"""Packaging: the base install is what `ccl_jax.losses` needs, extras add the rest."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def _version() -> str:
+    """Read rather than imported: a build environment has none of the dependencies."""
+    text = (ROOT / "ccl_jax" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+TRAIN = [
+    "Pillow",
+    "absl-py",
+    "array_record",  # tfds reads it at random, but does not require it everywhere
+    "clu",
+    "flax>=0.12",
+    "importlib_resources",  # needed by tensorflow-datasets, which does not declare it
+    "matplotlib",
+    "ml_collections",
+    "optax",
+    "orbax-checkpoint",
+    "safetensors",
+    "tensorboard",  # needed by clu, which does not declare it
+    "tensorflow",
+    "tensorflow-datasets",
+    "textblob",
+    "tokenizers",
+    "transformers",
+]
+
+setup(
+    name="ccl_jax",
+    version=_version(),
+    description="Contrastive vision-language training in JAX: CLIP, SigLIP, CCL and PACL",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ccl_jax*"]),
+    install_requires=["jax>=0.10", "jaxtyping", "numpy"],
+    extras_require={
+        "train": TRAIN,
+        "test": [*TRAIN, "pytest>=8", "ruff"],
+        # CUDA 12 runs on older drivers too; `pip install jax[cuda13]` beside it for 13.
+        "cuda": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "spacy": ["spacy"],
+    },
+)
