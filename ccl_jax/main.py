@@ -3,6 +3,7 @@
     python -m ccl_jax.main --config configs/quickstart.py --workdir DIR
 """
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -17,18 +18,26 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of its drivers for other machines
     flags.mark_flags_as_required(["config", "workdir"])
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # libraries tell much at INFO
     # The config is code: what it raises for a wrong argument or key is the user's to read.
     try:
-        return app.parse_flags_with_usage(argv)
-    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value
+        return rest
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"ccl_jax: the config has no such field: {_one_line(error)}")
+    except OSError as error:
+        sys.exit(f"ccl_jax: cannot read the --config file: {_one_line(error)}")
+    except (flags.Error, ValueError, TypeError) as error:
         sys.exit(f"ccl_jax: {_one_line(error)}")
 
 
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags begin with --")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
     # Imported late, so that --help answers at once.
     from ccl_jax.training import loop
 
@@ -39,13 +48,10 @@ def _main(argv: list[str]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def run() -> None:
-    """Entry point."""
-    app.run(_main, flags_parser=_parse_flags)
+    # ml_collections quotes the whole traceback of a config's own error: its end says it.
+    message = str(error).rsplit("Error: ", 1)[-1]
+    return " ".join(message.replace("\\n", " ").split())
 
 
 if __name__ == "__main__":
-    run()
+    app.run(_main, flags_parser=_parse_flags)

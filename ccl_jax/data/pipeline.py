@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from absl import logging

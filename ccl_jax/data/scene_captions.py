@@ -55,8 +55,8 @@ def scene_captions(
 ) -> tuple[Caption, ...]:
     """One caption of each style, in the order of `STYLES`.
 
-    short: two of the objects, colour and shape; long: up to three, with size and texture;
-    relation: two of them and how they lie. A scene of one object is described the same
+    short: all objects, colour and shape; long: up to three, with size and texture; relation:
+    two of them and how they lie. A scene of one object is described the same
     way in all three.
     """
     if len(objects) == 1:
@@ -64,8 +64,7 @@ def scene_captions(
         return tuple(
             Caption(_opening(rng) + t, s, (t,)) for s, t in zip(STYLES, texts, strict=True)
         )
-    first, second = rng.sample(objects, 2)
-    short = (object_phrase(first), object_phrase(second))
+    short = tuple(object_phrase(obj) for obj in rng.sample(objects, len(objects)))
     listed = rng.sample(objects, min(len(objects), 3))
     long = tuple(object_phrase(obj, detailed=True) for obj in listed)
     one, other = rng.sample(objects, 2)

@@ -24,7 +24,6 @@ COLORS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "moon")
-LATTICE = 4
 SIZES = {"small": 0.125, "large": 0.21}  # radius, as a share of the image's side
 TEXTURES = ("plain", "striped", "dotted")
 COLOR_NAMES = tuple(COLORS)
@@ -48,14 +47,15 @@ class SceneObject:
 
 
 def sample_objects(
-    rng: random.Random, image_size: int, pairs: list[tuple[str, str]]
+    rng: random.Random, image_size: int, pairs: list[tuple[str, str]], *, lattice: int = 1
 ) -> tuple[SceneObject, ...]:
-    """Gives each (colour, shape) of `pairs` a size, a texture and a free place.
+    """Gives each (colour, shape) of `pairs` a size, a texture and a place that is free.
 
     Args:
       rng: source of randomness.
       image_size: side of the square image in pixels.
       pairs: (colour, shape) of every object.
+      lattice: pixels between places; 1 for any place at all.
     """
     while True:
         placed: list[SceneObject] = []
@@ -64,7 +64,7 @@ def sample_objects(
             texture = rng.choice(TEXTURES)
             radius = round(SIZES[size] * image_size)
             for _ in range(20):
-                x, y = (rng.randrange(radius, image_size - radius + 1, LATTICE) for _ in range(2))
+                x, y = (rng.randrange(radius, image_size - radius + 1, lattice) for _ in range(2))
                 if all(
                     max(abs(x - o.x), abs(y - o.y)) > radius + o.radius
                     or math.hypot(x - o.x, y - o.y) > 1.15 * (radius + o.radius)
@@ -113,7 +113,6 @@ def draw_scene(
     for index, obj in enumerate(objects):
         coverage = _coverage(obj.shape, obj.radius)
         shade = _texture(obj.texture, obj.radius)
-        # Shapes span [-radius, radius); the window may lose its last row at the border.
         top, left = obj.y - obj.radius, obj.x - obj.radius
         window = (slice(top, top + 2 * obj.radius), slice(left, left + 2 * obj.radius))
         jitter = [channel + rng.uniform(-12, 12) for channel in COLORS[obj.color]]

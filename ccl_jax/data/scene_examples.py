@@ -18,8 +18,14 @@ CLASSES = tuple((c, s) for c in scene_drawing.COLOR_NAMES for s in scene_drawing
 CLASS_NAMES = tuple(f"{color} {shape}" for color, shape in CLASSES)
 
 
-def make_example(seed: int, split: str, index: int) -> dict[str, Any]:
+def make_example(seed: int, split: str, index: int, lattice: int = 8) -> dict[str, Any]:
     """Example `index` of a split: a pure function of its arguments.
+
+    Args:
+      seed: of the whole data set.
+      split: a split of `ccl_jax.data.scenes.Scenes`.
+      index: of the example in the split.
+      lattice: pixels between the places that an object may have.
 
     Returns:
       The features of `ccl_jax.data.scenes.Scenes`; images as PNG in file objects.
@@ -30,7 +36,7 @@ def make_example(seed: int, split: str, index: int) -> dict[str, Any]:
     else:
         count = rng.choices((2, 3, 4), weights=(4, 3, 3))[0]
         pairs = scene_drawing.sample_pairs(rng, count, held_out=split == "compositional")
-    objects = scene_drawing.sample_objects(rng, IMAGE_SIZE, pairs)
+    objects = scene_drawing.sample_objects(rng, IMAGE_SIZE, pairs, lattice=lattice)
     image, mask = scene_drawing.draw_scene(rng, objects, IMAGE_SIZE)
     captions = scene_captions.scene_captions(rng, objects)
     false = () if split == "train" else scene_captions.scene_pairs(rng, objects)
@@ -47,9 +53,11 @@ def make_example(seed: int, split: str, index: int) -> dict[str, Any]:
     }
 
 
-def make_examples(seed: int, split: str, indices: Iterable[int]) -> list[tuple[int, dict]]:
+def make_examples(
+    seed: int, split: str, lattice: int, indices: Iterable[int]
+) -> list[tuple[int, dict]]:
     """`(index, example)` for each index."""
-    return [(index, make_example(seed, split, index)) for index in indices]
+    return [(index, make_example(seed, split, index, lattice)) for index in indices]
 
 
 def _png(array: np.ndarray) -> io.BytesIO:

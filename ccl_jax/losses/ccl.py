@@ -14,8 +14,8 @@ from ccl_jax.losses.contrastive import (
     Metrics,
     Scalar,
     logit_metrics,
-    sigmoid_terms,
     siglip_loss,
+    sigmoid_terms,
 )
 from ccl_jax.losses.similarity import accumulate, pooled_similarity
 
@@ -58,7 +58,7 @@ def npc_loss(
     >>> round(float(loss), 4)
     1.0064
     """
-    if image_emb.ndim != 2 or image_emb.shape[-1:] != phrase_emb.shape[-1:]:
+    if image_emb.ndim != 2 or phrase_emb.ndim != 2 or image_emb.shape[1] != phrase_emb.shape[1]:
         raise ValueError(
             "npc_loss takes image_emb (b, d) and phrase_emb (n, d) of one width; got "
             f"{image_emb.shape} and {phrase_emb.shape}"

@@ -108,7 +108,8 @@ def logit_metrics(
     metrics = {}
     for name, chosen in (("positive", positive & where), ("negative", ~positive & where)):
         some = jnp.any(chosen)
-        mean = jnp.sum(logits, where=chosen) / jnp.maximum(jnp.sum(chosen), 1)
+        count = jnp.maximum(jnp.sum(chosen), 1).astype(logits.dtype)
+        mean = jnp.sum(logits, where=chosen) / count
         low = jnp.min(logits, where=chosen, initial=jnp.inf)
         high = jnp.max(logits, where=chosen, initial=-jnp.inf)
         metrics[f"{name}_logit_mean"] = mean

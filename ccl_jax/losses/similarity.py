@@ -70,25 +70,19 @@ def pooled_similarity(
     if values == "normalized":
         tokens = unit(tokens)
     products = jnp.einsum("nd,bld->bnl", queries, tokens)
-    attended = products / norms(tokens)[:, None, :, 0] if scores == "cosine" else products
+    attended = products
+    if scores == "cosine":
+        attended = products * _inverse_norm(jnp.sum(tokens * tokens, axis=-1))[:, None, :]
     attention = jax.nn.softmax(sharpness * attended, axis=-1)
     gram = jnp.einsum("bld,bkd->blk", tokens, tokens)
     dot = jnp.sum(attention * products, axis=-1)
     square = jnp.sum(attention * jnp.einsum("bnl,blk->bnk", attention, gram), axis=-1)
-    tiny = jnp.finfo(square.dtype).tiny
-    return jnp.where(square > tiny, dot * jax.lax.rsqrt(jnp.maximum(square, tiny)), 0.0)
+    return dot * _inverse_norm(square)
 
 
 def accumulate(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Casts to the accumulation type: float32, or float64 where the input has it."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def norms(x: Float[Array, "*batch d"]) -> Float[Array, "*batch 1"]:
-    """L2 norms over the last axis, at least the smallest normal number, gradient 0 at 0."""
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    tiny = jnp.finfo(square.dtype).tiny
-    return jnp.sqrt(jnp.maximum(square, tiny))
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -98,6 +92,11 @@ def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     >>> unit(jnp.array([3.0, 4.0]))
     Array([0.6, 0.8], dtype=float32)
     """
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    tiny = jnp.finfo(square.dtype).tiny
-    return jnp.where(square > tiny, x * jax.lax.rsqrt(jnp.maximum(square, tiny)), 0.0)
+    return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def _inverse_norm(square: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """1 / sqrt(square), whose gradient float32 can hold; 0, with gradient 0, below 1e-24."""
+    some = square > 1e-24
+    # The inner choice keeps the gradient of the branch not taken finite.
+    return jnp.where(some, jax.lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)

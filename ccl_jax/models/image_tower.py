@@ -37,9 +37,6 @@ class ImageTower(nn.Module):
       embed_dim: width of the embeddings; with "map" it must equal `width`.
       activation: a name in `layers.ACTIVATIONS`.
       norm_eps: epsilon of every layer norm.
-      stem: "patch" (a linear map of each patch) or "conv" (3 x 3 convolutions of stride 2 down
-        to the same grid; Xiao et al., "Early Convolutions Help Transformers See Better",
-        2021), which learns far faster from scratch on little data.
       dtype: of the computation; parameters are float32.
     """
 
@@ -52,7 +49,6 @@ class ImageTower(nn.Module):
     embed_dim: int | None = None
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
-    stem: str = "patch"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -66,8 +62,7 @@ class ImageTower(nn.Module):
         """
         self._check(image)
         grid = self.image_size // self.patch_size
-        x = image.astype(self.dtype)
-        x = self._convolve(x) if self.stem == "conv" else _patchify(x, self.patch_size)
+        x = _patchify(image.astype(self.dtype), self.patch_size)
         # CLIP's patch embedding has no bias, SigLIP's has one.
         x = Dense(
             self.width,
@@ -110,24 +105,9 @@ class ImageTower(nn.Module):
         patches = x[:, 1:]
         return ImageFeatures(project(x[:, 0]), project(patches) if tokens else None, patches)
 
-    def _convolve(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b l c"]:
-        stages = self.patch_size.bit_length() - 1
-        for i in range(stages):
-            features = self.width >> (stages - 1 - i)
-            x = nn.Conv(features, (3, 3), strides=2, dtype=self.dtype, name=f"stem_{i}")(x)
-            x = nn.relu(nn.LayerNorm(dtype=self.dtype, name=f"stem_norm_{i}")(x))
-        return x.reshape(x.shape[0], -1, x.shape[-1])
-
     def _check(self, image) -> None:
         if self.pool not in ("map", "cls"):
             raise ValueError(f"pool={self.pool!r}: use 'map' (SigLIP) or 'cls' (CLIP)")
-        if self.stem not in ("patch", "conv"):
-            raise ValueError(f"stem={self.stem!r}: use 'patch' or 'conv'")
-        if self.stem == "conv" and self.patch_size.bit_count() != 1:
-            raise ValueError(
-                f"stem='conv' halves the image until a patch is one position: patch_size "
-                f"{self.patch_size} must be a power of 2"
-            )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"

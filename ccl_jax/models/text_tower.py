@@ -25,9 +25,6 @@ class TextTower(nn.Module):
       embed_dim: width of the embeddings; `width` if None.
       activation: a name in `layers.ACTIVATIONS`.
       norm_eps: epsilon of every layer norm.
-      embedding_std: of the initial token embeddings. At a learning rate above 1e-3, Adam
-        rewrites embeddings of 0.02 within ten steps, and words that the images do not yet
-        tell apart fall together; larger ones stay apart until they are needed.
       dtype: of the computation; parameters are float32.
     """
 
@@ -41,7 +38,6 @@ class TextTower(nn.Module):
     embed_dim: int | None = None
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
-    embedding_std: float = 0.02
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -62,7 +58,7 @@ class TextTower(nn.Module):
             self.vocab_size,
             self.width,
             dtype=self.dtype,
-            embedding_init=nn.initializers.normal(self.embedding_std),
+            embedding_init=nn.initializers.normal(0.02),
             name="token_embedding",
         )(text)
         positions = self.param(

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 
 from absl import app, flags, logging
@@ -15,7 +16,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; flags begin with --")
-    logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of its drivers for other machines
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
     # Imported late, so that --help answers at once.
     from ccl_jax.evaluation import report
     from ccl_jax.training import loop

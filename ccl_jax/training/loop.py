@@ -53,12 +53,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     folders = {name: os.path.join(workdir, name) if name else workdir for name in singles}
     if all(os.path.exists(os.path.join(folder, RESULTS)) for folder in folders.values()):
         print(f"Nothing to do: {workdir} holds a finished run.", file=sys.stderr)
-    results, seconds = {}, {}
+    done = {}
     for name, single in singles.items():
         label = name or "+".join(single.objective)
-        done = _train_and_evaluate(single, folders[name], label)
-        results[label], seconds[label] = done["metrics"], done["seconds_per_step"]
-    _report(config, workdir, results, seconds)
+        done[label] = _train_and_evaluate(single, folders[name], label)
+    results = {label: values["metrics"] for label, values in done.items()}
+    _report(config, workdir, done)
     print(report.format_table(results))
     print(f"Report: {os.path.join(workdir, 'report.md')}")
     return results
@@ -235,7 +235,7 @@ def _abstract(trainer: Trainer, mesh) -> TrainState:
     )
 
 
-def _report(config: ConfigDict, workdir: str, results, seconds) -> None:
+def _report(config: ConfigDict, workdir: str, done: dict[str, dict[str, Any]]) -> None:
     """Draws the heat maps and writes the report, unless both are there."""
     path = os.path.join(workdir, "report.md")
     if os.path.exists(path):
@@ -247,7 +247,7 @@ def _report(config: ConfigDict, workdir: str, results, seconds) -> None:
         singles = configs.run_configs(config)
         predictors = {
             label: load_predictor(single, os.path.join(workdir, name))
-            for label, (name, single) in zip(results, singles.items(), strict=True)
+            for label, (name, single) in zip(done, singles.items(), strict=True)
         }
         figures.append(os.path.join(workdir, "heatmaps.png"))
         draw_heatmaps(predictors, records, figures[0])
@@ -261,10 +261,23 @@ def _report(config: ConfigDict, workdir: str, results, seconds) -> None:
         "batch size": config.data.batch_size,
         "seed": config.seed,
     }
-    for label, value in seconds.items():
-        settings[f"median time per step, {label}"] = f"{1000 * value:.0f} ms"
+    notes = []
+    for label, values in done.items():
+        settings[f"median time per step, {label}"] = f"{1000 * values['seconds_per_step']:.0f} ms"
+        if values["dropped_phrases"]:
+            notes.append(
+                f"{label}: {values['dropped_phrases']:,} phrases found no room in the budget "
+                "(`config.data.phrases_per_image`)."
+            )
+        for reason, count in values["skipped_records"].items():
+            notes.append(f"{label}: {count:,} records skipped ({reason}); the log names them.")
     report.write_report(
-        path, title="Results", rows=results, settings=settings, figures=figures
+        path,
+        title="Results",
+        rows={label: values["metrics"] for label, values in done.items()},
+        settings=settings,
+        figures=figures,
+        notes=notes,
     )
 
 

@@ -67,14 +67,14 @@ def test_clip_b32_has_the_published_size():
 def test_changes_over_a_preset():
     config = {
         "preset": "tiny",
-        "image": {"stem": "conv"},
+        "image": {"depth": 5},
         "text": {"length": 20, "pool": "eot"},
         "init_bias": -5.0,
         "dtype": "bfloat16",
     }
     model = build_model(config, eot_id=7)
-    assert (model.image["stem"], model.image["width"]) == (
-        "conv",
+    assert (model.image["depth"], model.image["width"]) == (
+        5,
         PRESETS["tiny"]["image"]["width"],
     )
     assert (model.text["length"], model.text["pool"], model.text["eot_id"]) == (20, "eot", 7)

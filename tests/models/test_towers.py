@@ -106,16 +106,6 @@ def test_patches_are_read_in_rows():
         np.testing.assert_allclose(patches[:, i], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("patch_size", "stages"), [(8, [4, 8, 16]), (4, [8, 16]), (1, [])])
-def test_conv_stem_shapes(patch_size, stages):
-    tower = ImageTower(**(IMAGE | {"patch_size": patch_size, "stem": "conv"}))
-    out, variables = jax.eval_shape(lambda: tower.init_with_output(jax.random.key(0), pixels()))
-    assert out.patches.shape == (3, (16 // patch_size) ** 2, 16)
-    kernels = [variables["params"][f"stem_{i}"]["kernel"].shape for i in range(len(stages))]
-    assert kernels == [(3, 3, c, f) for c, f in zip([3, *stages], stages, strict=False)]
-    assert f"stem_{len(stages)}" not in variables["params"]
-
-
 @pytest.mark.parametrize(("pool", "width"), [("last", 16), ("eot", 12)])
 def test_text_tower_shapes_and_lengths(pool, width):
     params, apply = text_program(pool)
@@ -251,8 +241,6 @@ def text_tower(**options):
         (image_tower, {"patch_size": 5}, "16 is not a multiple of patch_size 5"),
         (image_tower, {"image_size": 32}, r"\(b, 32, 32, 3\); got \(3, 16, 16, 3\)"),
         (image_tower, {"pool": "mean"}, "'map'.*'cls'"),
-        (image_tower, {"stem": "convs"}, "'patch' or 'conv'"),
-        (image_tower, {"stem": "conv", "patch_size": 6, "image_size": 12}, "power of 2"),
         (image_tower, {"embed_dim": 12}, "must equal width 16"),
         (image_tower, {"heads": 3}, "multiple of heads"),
         (text_tower, {"pool": "first"}, "'last'.*'eot'"),
