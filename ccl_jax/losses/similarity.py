@@ -69,14 +69,16 @@ def pooled_similarity(
     tokens, queries = accumulate(image_tokens), accumulate(text_emb)
     if values == "normalized":
         tokens = unit(tokens)
-    products = jnp.einsum("nd,bld->bnl", queries, tokens)
+    # Tokens before texts: every product below is then a plain matrix product per image, and
+    # the softmax runs over whole rows of texts at a time.
+    products = jnp.einsum("bld,nd->bln", tokens, queries)
     attended = products
     if scores == "cosine":
-        attended = products * _inverse_norm(jnp.sum(tokens * tokens, axis=-1))[:, None, :]
-    attention = jax.nn.softmax(sharpness * attended, axis=-1)
+        attended = products * _inverse_norm(jnp.sum(tokens * tokens, axis=-1, keepdims=True))
+    attention = jax.nn.softmax(sharpness * attended, axis=1)
     gram = jnp.einsum("bld,bkd->blk", tokens, tokens)
-    dot = jnp.sum(attention * products, axis=-1)
-    square = jnp.sum(attention * jnp.einsum("bnl,blk->bnk", attention, gram), axis=-1)
+    dot = jnp.sum(attention * products, axis=1)
+    square = jnp.sum(attention * jnp.einsum("blk,bkn->bln", gram, attention), axis=1)
     return dot * _inverse_norm(square)
 
 
