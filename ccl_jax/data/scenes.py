@@ -8,13 +8,18 @@ Splits:
 """
 
 import concurrent.futures
+import contextlib
 import functools
+import io
 import multiprocessing
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
 
 from ccl_jax.data import scene_examples
 from ccl_jax.data.records import Record
@@ -116,10 +121,10 @@ class ScenesSource:
         builder = Scenes(config=size, data_dir=data_dir, file_format="array_record")
         if not builder.data_path.exists():
             print(f"Drawing the scenes data set into {builder.data_path}, once", file=sys.stderr)
-            tfds.disable_progress_bar()
-        builder.download_and_prepare()
-        # Images stay encoded: a record holds bytes.
-        raw = {"image": tfds.decode.SkipDecoding()}
+        with _quiet():
+            builder.download_and_prepare()
+        # A record holds the image's bytes; Pillow decodes a mask far faster than TFDS does.
+        raw = {"image": tfds.decode.SkipDecoding(), "mask": tfds.decode.SkipDecoding()}
         self._examples = builder.as_data_source(split, decoders=raw)
 
     def __len__(self) -> int:
@@ -130,7 +135,7 @@ class ScenesSource:
         example = self._examples[index]
         pairs = (_texts(example[f"pair_{k}"]) for k in ("categories", "captions", "negatives"))
         extra: dict[str, Any] = {
-            "mask": example["mask"][..., 0],
+            "mask": np.asarray(Image.open(io.BytesIO(example["mask"]))),
             "object_labels": tuple(int(label) for label in example["object_labels"]),
             "object_phrases": _texts(example["object_phrases"]),
             "pairs": tuple(zip(*pairs, strict=True)),
@@ -145,6 +150,20 @@ class ScenesSource:
             phrases=tuple(_texts(phrases) for phrases in example["phrases"]),
             extra=extra,
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS from telling of downloads, of which there are none, and deprecations."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)
 
 
 def _texts(values) -> tuple[str, ...]:

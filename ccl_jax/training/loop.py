@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -177,20 +178,20 @@ def _train(
         if step == first + 1 or step % train.log_every == 0 or last:
             values = {name: float(value) for name, value in metrics.items()}
             rate = progress.show(step, values["loss"])
-            if step > first + 1:
+            if step > first + 1:  # the first step compiles
                 rates.append(rate)
-            writer.write(step, values | {"images_per_second": rate})
+                values["images_per_second"] = rate
+            writer.write(step, values)
         if train.eval_every and step % train.eval_every == 0 and not last:
             predictor.params = state.params
             found = runner.evaluate(predictor, config.evaluators.to_dict(), open_source)
             writer.write(step, {f"evaluation/{name}": value for name, value in found.items()})
-            progress.pause()
+            progress.resume(step)
         if step % train.checkpoint_every == 0 or last:
             checkpoints.save(state)
-            progress.pause()
+            progress.resume(step)
     writer.close()
-    rates = sorted(rates) or [rate]
-    return state, config.data.batch_size / rates[len(rates) // 2]
+    return state, config.data.batch_size / statistics.median(rates or [rate])
 
 
 def _tokenizer(config: ConfigDict, source: Source, workdir: str) -> Tokenizer:

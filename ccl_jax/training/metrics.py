@@ -36,31 +36,35 @@ class Progress:
     """One line that shows step, loss, images/s and time left; rewritten on a terminal."""
 
     def __init__(self, name: str, steps: int, start_step: int, batch_size: int):
+        """Begins at `start_step` of `steps`; `name` is shown in front."""
         self._prefix = f"{name}  " if name else ""
         self._steps = steps
         self._batch_size = batch_size
-        self._start = self._last = (start_step, time.monotonic())
+        self._first = start_step + 1
+        self._last = (start_step, time.monotonic())
         self._rewrite = sys.stderr.isatty()
 
     def show(self, step: int, loss: float) -> float:
         """Prints the line and returns images/s since the last one."""
         now = time.monotonic()
         last_step, last_time = self._last
-        rate = (step - last_step) * self._batch_size / max(now - last_time, 1e-9)
+        elapsed = max(now - last_time, 1e-9)
+        rate = (step - last_step) * self._batch_size / elapsed
         self._last = (step, now)
-        # The first line holds the compilation; a mean over all steps would drag it along.
-        left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
-        line = (
-            f"{self._prefix}step {step:,}/{self._steps:,}  loss {loss:.4f}  "
-            f"{rate:,.0f} images/s  {_duration(left)} left"
-        )
-        print(line, end="\r" if self._rewrite and step < self._steps else "\n", file=sys.stderr)
-        sys.stderr.flush()
+        if step == self._first:
+            pace = f"compiled in {elapsed:.0f} s"
+        else:
+            left = _duration((self._steps - step) * self._batch_size / rate)
+            pace = f"{rate:,.0f} images/s  {left} left"
+        line = f"{self._prefix}step {step:,}/{self._steps:,}  loss {loss:.4f}  {pace}"
+        # On a terminal the next line overwrites this one, whatever its length.
+        end = "\r" if self._rewrite and step < self._steps else "\n"
+        print(f"{line:<78}", end=end, file=sys.stderr, flush=True)
         return rate
 
-    def pause(self) -> None:
-        """Begins a new measurement, after work that is not training."""
-        self._last = (self._last[0], time.monotonic())
+    def resume(self, step: int) -> None:
+        """Begins a new measurement after work that is not training."""
+        self._last = (step, time.monotonic())
 
 
 def _lines(path: str) -> list[str]:

@@ -103,7 +103,7 @@ def _make_step(config, model, optimizer):
         params["log_scale"] = jnp.clip(params["log_scale"], 0.0, max_log_scale)
         metrics |= {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "scale": jnp.exp(params["log_scale"]),
             "bias": params["bias"],
         }
