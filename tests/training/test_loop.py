@@ -31,7 +31,7 @@ def undisturbed(tmp_path_factory):
 def test_a_run_leaves_what_the_readme_says(make_config, undisturbed, capsys):
     config = make_config(**CCL)
     results = loop.run(config, undisturbed)
-    assert list(results) == ["siglip+npc+xac"]
+    assert list(results) == ["npc+siglip+xac"]
     present = set(os.listdir(undisturbed))
     assert {"checkpoints", "config.json", "metrics.jsonl", "report.md", "tensorboard"} <= present
     with open(os.path.join(undisturbed, "metrics.jsonl")) as file:
