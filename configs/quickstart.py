@@ -1,6 +1,6 @@
 """The quickstart: SigLIP against SigLIP + CCL on scenes that it draws itself.
 
-    python -m ccl_jax.main --config configs/quickstart.py --workdir /tmp/quickstart
+    python -m ccl_jax.main --config configs/quickstart.py --workdir ~/ccl_quickstart
 
 trains both, with the same model, data order and steps, and puts them side by side. One
 alone: `--config configs/quickstart.py:siglip`, `:ccl` or `:pacl`. `:smoke` runs both for a
