@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.model.text = {"pool": "eot", "length": 32, "vocab_size": 8_192}
         if "tiny" in options:
             config.model.image = {"image_size": 112, "patch_size": 16, "width": 128, "heads": 4}
-            config.model.text |= {"width": 128, "heads": 4}
+            config.model.text.update({"width": 128, "heads": 4})
 
     config.model.preset = "tiny" if "tiny" in options else "S/16"
     config.data.batch_size = 128 if "tiny" in options else 256

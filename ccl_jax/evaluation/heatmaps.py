@@ -58,10 +58,13 @@ def overlay(image: np.ndarray, similarity: np.ndarray, *, opacity: float = 0.8) 
 
 
 def phrases_of(record: Record, count: int) -> list[str]:
-    """Up to `count` distinct phrases to draw: those of the first caption, else the caption."""
+    """Up to `count` distinct phrases of the first caption to draw, else of objects.
+
+    Without either they are extracted from the caption, or the caption is the phrase.
+    """
     caption = record.captions[0]
-    first = record.phrases[0] if record.phrases is not None else extract_phrases(caption)
-    found = first or record.extra.get("object_phrases", ()) or (caption,)
+    given = record.phrases[0] if record.phrases else ()
+    found = given or record.extra.get("object_phrases") or extract_phrases(caption) or (caption,)
     return list(dict.fromkeys(found))[:count]
 
 

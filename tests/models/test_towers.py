@@ -119,16 +119,6 @@ def test_text_tower_shapes_and_lengths(pool, width):
         assert difference.min() > 1e-2
 
 
-def test_embedding_std_scales_the_initial_embeddings():
-    def embeddings(**options):
-        tower = TextTower(**(TEXT | {"vocab_size": 1000, **options}))
-        init = jax.jit(lambda: tower.init(jax.random.key(0), TOKENS)["params"]["token_embedding"])
-        return init()["embedding"]
-
-    assert np.std(embeddings()) == pytest.approx(0.02, rel=0.02)
-    assert np.std(embeddings(embedding_std=0.5)) == pytest.approx(0.5, rel=0.02)
-
-
 def test_what_follows_the_end_of_text_is_not_seen():
     params, apply = text_program("eot")
     changed = TOKENS.copy()
