@@ -23,7 +23,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     # The config is code: what it raises for a wrong argument or key is the user's to read.
     try:
         rest = flags.FLAGS(argv)
-        _ = _CONFIG.value
+        _ = _CONFIG.value.seed  # a file that cannot be read shows at the first access
         return rest
     except (AttributeError, KeyError) as error:
         sys.exit(f"ccl_jax: the config has no such field: {_one_line(error)}")

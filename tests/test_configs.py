@@ -75,6 +75,7 @@ def test_webdataset_config_trains_on_flickr(shared, tmp_path):
         config.model.text.update({"width": 16, "depth": 1})
         config.evaluators.retrieval.limit = 50
     config.data.batch_size = 16
+    config.data.phrase_group = 2
     config.data.tokenizer_captions = 1_000
     config.optimizer.warmup_steps = 2
     config.train.steps = 4
