@@ -34,10 +34,7 @@ def _npc(embeddings: Embeddings, batch: Batch, *, duplicates: str = "negative"):
         embeddings.image,
         embeddings.phrase,
         batch["phrase_image"],
-        scale=embeddings.scale,
-        bias=embeddings.bias,
-        phrase_ids=batch["phrase_text"],
-        duplicates=duplicates,
+        **_concept_arguments(embeddings, batch, duplicates),
     )
 
 
@@ -52,12 +49,18 @@ def _xac(
         embeddings.image_tokens,
         embeddings.phrase,
         batch["phrase_image"],
-        scale=embeddings.scale,
-        bias=embeddings.bias,
         sharpness=sharpness,
-        phrase_ids=batch["phrase_text"],
-        duplicates=duplicates,
+        **_concept_arguments(embeddings, batch, duplicates),
     )
+
+
+def _concept_arguments(embeddings: Embeddings, batch: Batch, duplicates: str) -> dict[str, Any]:
+    return {
+        "scale": embeddings.scale,
+        "bias": embeddings.bias,
+        "phrase_ids": batch["phrase_text"],
+        "duplicates": duplicates,
+    }
 
 
 def _pacl(
