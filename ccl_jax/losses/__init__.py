@@ -5,8 +5,9 @@ embeddings unless it says otherwise, accumulates in float32 (float64 for float64
 returns `(loss, metrics)`. `scale` is always the multiplier exp(log_scale).
 """
 
-from ccl_jax.losses.ccl import ccl_loss, concept_targets, npc_loss, xac_loss
-from ccl_jax.losses.contrastive import Metrics, clip_loss, logit_metrics, siglip_loss
+from ccl_jax.losses.ccl import ccl_loss, npc_loss, xac_loss
+from ccl_jax.losses.contrastive import clip_loss, siglip_loss
+from ccl_jax.losses.diagnostics import Metrics, logit_metrics
 from ccl_jax.losses.pacl import pacl_loss
 from ccl_jax.losses.similarity import pooled_similarity, unit
 
@@ -14,7 +15,6 @@ __all__ = [
     "Metrics",
     "ccl_loss",
     "clip_loss",
-    "concept_targets",
     "logit_metrics",
     "npc_loss",
     "pacl_loss",

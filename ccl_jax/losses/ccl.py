@@ -7,19 +7,15 @@ Leads to Compositionality without Degrading Zero-shot Capabilities of Contrastiv
 
 from typing import Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ccl_jax.losses.contrastive import (
-    Metrics,
-    Scalar,
-    logit_metrics,
-    siglip_loss,
-    sigmoid_terms,
-)
-from ccl_jax.losses.similarity import accumulate, pooled_similarity
-
-Duplicates = Literal["negative", "ignore", "positive"]
+from ccl_jax.losses import diagnostics, inputs
+from ccl_jax.losses.collectives import AxisName
+from ccl_jax.losses.contrastive import Scalar, siglip_loss
+from ccl_jax.losses.diagnostics import Metrics
+from ccl_jax.losses.sigmoid import sigmoid_loss
+from ccl_jax.losses.similarity import check_pooling
+from ccl_jax.losses.targets import Duplicates
 
 
 def npc_loss(
@@ -31,6 +27,9 @@ def npc_loss(
     bias: Scalar,
     phrase_ids: Int[Array, "n t"] | None = None,
     duplicates: Duplicates = "negative",
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Noun-phrase contrast (NPC): each phrase against the global embedding of every image.
 
@@ -46,27 +45,45 @@ def npc_loss(
       phrase_ids: the phrases' token ids; needed unless `duplicates` is "negative".
       duplicates: what an image's pair with a foreign phrase is when the image has the same
         phrase of its own: "negative" (as published), "ignore" (left out) or "positive".
+      label_smoothing: as in `siglip_loss`.
+      chunk_size: as in `siglip_loss`.
+      axis_name: axis of `jax.shard_map` over which images and phrases are split, each as it
+        likes: `phrase_image` is a row of the global batch. Phrases, their owners and ids are
+        gathered: p d + p (t + 2) numbers for p phrases, and p d in the backward pass.
 
     Returns:
-      The loss, and the metrics of `logit_metrics`.
+      The loss, and metrics: those of `logit_metrics`, `image_norm` and `phrase_norm`.
 
     Raises:
-      ValueError: for shapes that do not fit, or `duplicates` without `phrase_ids`.
+      ValueError: for shapes, types or options that do not fit, or an unknown `axis_name`.
+
+    Reference: Pham et al. (2026); divisor and signs as in the released code.
 
     >>> import jax.numpy as jnp
     >>> loss, _ = npc_loss(jnp.eye(2), jnp.eye(2), jnp.array([0, -1]), scale=1.0, bias=0.0)
     >>> round(float(loss), 4)
     1.0064
     """
-    if image_emb.ndim != 2 or phrase_emb.ndim != 2 or image_emb.shape[1] != phrase_emb.shape[1]:
-        raise ValueError(
-            "npc_loss takes image_emb (b, d) and phrase_emb (n, d) of one width; got "
-            f"{image_emb.shape} and {phrase_emb.shape}"
-        )
-    similarity = accumulate(image_emb) @ accumulate(phrase_emb).T
-    return _concept_loss(
-        similarity, phrase_image, scale, bias, phrase_ids=phrase_ids, duplicates=duplicates
+    spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
+    inputs.check_embeddings("image_emb", image_emb, "b d")
+    inputs.check_embeddings("phrase_emb", phrase_emb, "n d")
+    inputs.check_images(image_emb, phrase_emb, None, "image_emb and phrase_emb")
+    columns = inputs.columns(
+        "phrase",
+        phrase_emb,
+        phrase_image,
+        images=image_emb.shape[0],
+        ids=phrase_ids,
+        duplicates=duplicates,
+        axis_name=axis_name,
     )
+    loss, metrics = sigmoid_loss(
+        spec, image_emb, columns, scale=scale, bias=bias, axis_name=axis_name
+    )
+    return loss, metrics | {
+        "image_norm": diagnostics.mean_norm(image_emb, None, axis_name),
+        "phrase_norm": diagnostics.mean_norm(columns.emb, columns.real, axis_name),
+    }
 
 
 def xac_loss(
@@ -76,9 +93,15 @@ def xac_loss(
     *,
     scale: Scalar,
     bias: Scalar,
-    sharpness: Scalar = 1.0,
+    sharpness: float = 1.0,
+    scores: Literal["dot", "cosine"] = "dot",
+    values: Literal["raw", "normalized"] = "raw",
+    token_where: Bool[Array, "b l"] | None = None,
     phrase_ids: Int[Array, "n t"] | None = None,
     duplicates: Duplicates = "negative",
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-modal attention contrast (XAC): each phrase against its own view of every image.
 
@@ -92,14 +115,23 @@ def xac_loss(
       scale: multiplier of the similarities, shared with the contrastive term.
       bias: added to every logit, shared with the contrastive term.
       sharpness: of the attention; 1 as published, higher localises.
+      scores: what the softmax over patches sees; see `pooled_similarity`.
+      values: what is summed under it.
+      token_where: tokens that count, all by default.
       phrase_ids: as in `npc_loss`.
       duplicates: as in `npc_loss`.
+      label_smoothing: as in `siglip_loss`.
+      chunk_size: as in `siglip_loss`; 1 is fast and light where tokens are many.
+      axis_name: as in `npc_loss`; image tokens never leave their device.
 
     Returns:
-      The loss, and the metrics of `logit_metrics`.
+      The loss, and metrics: those of `logit_metrics`, `effective_patches` (of positive
+      pairs: exp of the entropy of the attention), `token_norm` and `phrase_norm`.
 
     Raises:
-      ValueError: for shapes that do not fit, or `duplicates` without `phrase_ids`.
+      ValueError: for shapes, types or options that do not fit, or an unknown `axis_name`.
+
+    Reference: Pham et al. (2026); divisor and signs as in the released code.
 
     >>> import jax.numpy as jnp
     >>> tokens = jnp.eye(2)[:, None, :]
@@ -107,104 +139,127 @@ def xac_loss(
     >>> round(float(loss), 4)
     1.0064
     """
-    similarity = pooled_similarity(image_tokens, phrase_emb, sharpness=sharpness)
-    return _concept_loss(
-        similarity, phrase_image, scale, bias, phrase_ids=phrase_ids, duplicates=duplicates
+    pooling = check_pooling(
+        image_tokens, "phrase_emb", phrase_emb, sharpness, scores, values, token_where, chunk_size
     )
+    spec = inputs.make_spec(duplicates, label_smoothing, chunk_size, pooling)
+    columns = inputs.columns(
+        "phrase",
+        phrase_emb,
+        phrase_image,
+        images=image_tokens.shape[0],
+        ids=phrase_ids,
+        duplicates=duplicates,
+        axis_name=axis_name,
+    )
+    loss, metrics = sigmoid_loss(
+        spec,
+        image_tokens,
+        columns,
+        scale=scale,
+        bias=bias,
+        tokens_where=token_where,
+        axis_name=axis_name,
+    )
+    return loss, metrics | {
+        "token_norm": diagnostics.mean_norm(image_tokens, token_where, axis_name),
+        "phrase_norm": diagnostics.mean_norm(columns.emb, columns.real, axis_name),
+    }
 
 
 def ccl_loss(
     image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
+    text_emb: Float[Array, "n d"],
     image_tokens: Float[Array, "b l d"],
-    phrase_emb: Float[Array, "n d"],
-    phrase_image: Int[Array, " n"],
+    phrase_emb: Float[Array, "p d"],
+    phrase_image: Int[Array, " p"],
     *,
     scale: Scalar,
     bias: Scalar,
+    text_image: Int[Array, " n"] | None = None,
+    where: Bool[Array, " n"] | None = None,
     npc_weight: float = 1.0,
     xac_weight: float = 0.01,
-    sharpness: Scalar = 1.0,
-    phrase_ids: Int[Array, "n t"] | None = None,
+    sharpness: float = 1.0,
+    scores: Literal["dot", "cosine"] = "dot",
+    values: Literal["raw", "normalized"] = "raw",
+    token_where: Bool[Array, "b l"] | None = None,
+    phrase_ids: Int[Array, "p t"] | None = None,
     duplicates: Duplicates = "negative",
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The whole objective: SigLIP + npc_weight NPC + xac_weight XAC, as published.
 
     Args:
       image_emb: L2-normalised image embeddings.
-      text_emb: L2-normalised caption embeddings, row i belongs to image i.
+      text_emb: L2-normalised caption embeddings.
       image_tokens: L2-normalised patch tokens.
       phrase_emb: L2-normalised phrase embeddings.
       phrase_image: row of the image each phrase belongs to, -1 for padding.
       scale: multiplier shared by the three terms.
       bias: bias shared by the three terms.
+      text_image: of the captions, as in `clip_loss`.
+      where: of the captions, as in `clip_loss`.
       npc_weight: weight of the noun-phrase contrast.
       xac_weight: weight of the cross-modal attention contrast.
       sharpness: as in `xac_loss`.
+      scores: as in `xac_loss`.
+      values: as in `xac_loss`.
+      token_where: as in `xac_loss`.
       phrase_ids: as in `npc_loss`.
-      duplicates: as in `npc_loss`.
+      duplicates: as in `npc_loss`; of phrases, captions are negatives as published.
+      label_smoothing: as in `siglip_loss`, for all three terms.
+      chunk_size: as in `siglip_loss`, for all three terms.
+      axis_name: as in `clip_loss`. Captions and phrases are gathered, (n + p) d numbers and
+        as many in the backward pass; image tokens never leave their device.
 
     Returns:
-      The weighted sum, and the unweighted parts as `contrastive`, `npc` and `xac`.
+      The weighted sum, and metrics: the unweighted parts as `contrastive`, `npc` and `xac`,
+      and what they report themselves as `contrastive/...`, `npc/...` and `xac/...`.
 
     Raises:
       ValueError: as the parts do.
+
+    Reference: Pham et al. (2026); weights and normalisation as in the released code.
+
+    >>> import jax.numpy as jnp
+    >>> x, owner = jnp.eye(2), jnp.array([0, 1])
+    >>> loss, metrics = ccl_loss(x, x, x[:, None, :], x, owner, scale=1.0, bias=0.0)
+    >>> round(float(loss), 4)  # 2.01 times the value of each part
+    2.0229
     """
-    concept = {"scale": scale, "bias": bias, "phrase_ids": phrase_ids, "duplicates": duplicates}
-    contrastive, _ = siglip_loss(image_emb, text_emb, scale=scale, bias=bias)
-    npc, _ = npc_loss(image_emb, phrase_emb, phrase_image, **concept)
-    xac, _ = xac_loss(image_tokens, phrase_emb, phrase_image, sharpness=sharpness, **concept)
-    total = contrastive + npc_weight * npc + xac_weight * xac
-    return total, {"contrastive": contrastive, "npc": npc, "xac": xac}
-
-
-def concept_targets(
-    phrase_image: Int[Array, " n"],
-    images: int,
-    *,
-    phrase_ids: Int[Array, "n t"] | None = None,
-    duplicates: Duplicates = "negative",
-) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
-    """Which image-phrase pairs are positive, and which count at all.
-
-    Args:
-      phrase_image: row of the image each phrase belongs to, -1 for padding.
-      images: number of images b.
-      phrase_ids: the phrases' token ids, equal rows being the same phrase.
-      duplicates: as in `npc_loss`.
-
-    Returns:
-      `positive` and `where`, both (b, n).
-    """
-    if duplicates not in ("negative", "ignore", "positive"):
-        raise ValueError(
-            f"duplicates={duplicates!r}: use 'negative' (as published), 'ignore' or 'positive'"
-        )
-    own = phrase_image[None, :] == jnp.arange(images, dtype=phrase_image.dtype)[:, None]
-    where = jnp.broadcast_to(phrase_image >= 0, own.shape)
-    if duplicates == "negative":
-        return own, where
-    if phrase_ids is None:
-        raise ValueError(f"duplicates={duplicates!r} compares phrases: pass phrase_ids (n, t)")
-    same = jnp.all(phrase_ids[:, None, :] == phrase_ids[None, :, :], axis=-1)
-    # Image i has phrase n if one of its own phrases reads the same.
-    shared = jnp.matmul(own.astype(jnp.float32), same.astype(jnp.float32)) > 0
-    if duplicates == "positive":
-        return (own | shared) & where, where
-    return own, where & (own | ~shared)
-
-
-def _concept_loss(similarity, phrase_image, scale, bias, *, phrase_ids, duplicates):
-    images, phrases = similarity.shape
-    if phrase_image.shape != (phrases,):
-        raise ValueError(
-            f"phrase_image must have shape ({phrases},), one row index for each phrase; got "
-            f"{phrase_image.shape}"
-        )
-    positive, where = concept_targets(
-        phrase_image, images, phrase_ids=phrase_ids, duplicates=duplicates
-    )
-    logits = scale * similarity + bias
-    terms = jnp.where(where, sigmoid_terms(logits, positive), 0.0)
-    count = jnp.maximum(jnp.sum(phrase_image >= 0), 1).astype(terms.dtype)
-    return terms.sum() / count, logit_metrics(logits, positive, where)
+    shared = {"scale": scale, "bias": bias, "chunk_size": chunk_size, "axis_name": axis_name}
+    concept = shared | {
+        "phrase_ids": phrase_ids,
+        "duplicates": duplicates,
+        "label_smoothing": label_smoothing,
+    }
+    parts = {
+        "contrastive": siglip_loss(
+            image_emb,
+            text_emb,
+            text_image=text_image,
+            where=where,
+            label_smoothing=label_smoothing,
+            **shared,
+        ),
+        "npc": npc_loss(image_emb, phrase_emb, phrase_image, **concept),
+        "xac": xac_loss(
+            image_tokens,
+            phrase_emb,
+            phrase_image,
+            sharpness=sharpness,
+            scores=scores,
+            values=values,
+            token_where=token_where,
+            **concept,
+        ),
+    }
+    weights = {"contrastive": 1.0, "npc": npc_weight, "xac": xac_weight}
+    total = sum(weights[name] * loss for name, (loss, _) in parts.items())
+    metrics = {name: loss for name, (loss, _) in parts.items()}
+    for name, (_, details) in parts.items():
+        metrics |= {f"{name}/{key}": value for key, value in details.items()}
+    return total, metrics

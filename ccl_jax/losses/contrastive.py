@@ -1,127 +1,203 @@
 """Losses on global embeddings: CLIP's softmax and SigLIP's sigmoid."""
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from ccl_jax.losses.similarity import accumulate
+from ccl_jax.losses import diagnostics, inputs
+from ccl_jax.losses.collectives import AxisName
+from ccl_jax.losses.diagnostics import Metrics
+from ccl_jax.losses.sigmoid import Exchange, sigmoid_loss
+from ccl_jax.losses.softmax import softmax_loss
+from ccl_jax.losses.targets import Duplicates
 
-Metrics = dict[str, Float[Array, ""]]
 Scalar = float | Float[Array, ""]
 
 
 def clip_loss(
-    image_emb: Float[Array, "b d"], text_emb: Float[Array, "b d"], *, scale: Scalar
+    image_emb: Float[Array, "b d"],
+    text_emb: Float[Array, "n d"],
+    *,
+    scale: Scalar,
+    text_image: Int[Array, " n"] | None = None,
+    where: Bool[Array, " n"] | None = None,
+    image_where: Bool[Array, " b"] | None = None,
+    text_ids: Int[Array, "n t"] | None = None,
+    duplicates: Duplicates = "negative",
+    hard_text_emb: Float[Array, "h d"] | None = None,
+    hard_where: Bool[Array, " h"] | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Symmetric softmax contrastive loss (InfoNCE), averaged over images and captions.
 
-    logits_ij = scale <v_i, u_j>; the loss is the mean of the cross-entropies of rows
-    (image to text) and of columns (text to image), the diagonal being the right answer.
+    logits_ij = scale <v_i, u_j>; the loss is the mean of the cross-entropies of rows (image
+    to text: a mean over images) and of columns (text to image: a mean over captions), the
+    positive pairs being the right answers. Several positives of a row share it evenly::
+
+        L = (mean_i [lse_j logits_ij - mean_{j in P(i)} logits_ij]
+             + mean_j [lse_i logits_ij - mean_{i in P(j)} logits_ij]) / 2
+
+    Gradients flow into both embeddings and into `scale` where it is an array (a Python
+    number is a fixed temperature).
 
     Args:
       image_emb: L2-normalised image embeddings.
-      text_emb: L2-normalised caption embeddings, row i belongs to image i.
+      text_emb: L2-normalised caption embeddings.
       scale: multiplier of the cosines, exp(log_scale); not a temperature.
+      text_image: row of the global batch that each caption belongs to, -1 for padding; by
+        default caption i belongs to image i. Several captions may belong to one image.
+      where: captions that count, all by default.
+      image_where: images that count; the captions of others must not count either.
+      text_ids: the captions' token ids; needed unless `duplicates` is "negative".
+      duplicates: what an image's pair with a foreign caption is when the image has the same
+        caption of its own: "negative" (as published), "ignore" (left out) or "positive".
+      hard_text_emb: captions that are wrong for every image (NegCLIP): further choices of
+        the images, never an answer.
+      hard_where: hard captions that count, all by default.
+      label_smoothing: share of a target that goes evenly to all choices.
+      chunk_size: images of a block. None keeps all logits; in blocks they are computed twice
+        and nothing of the size b x n is kept. Same value and gradient.
+      axis_name: axis of `jax.shard_map` over which images and captions are split; the loss is
+        that of the global batch. Embeddings, owners and ids of captions are gathered: n d + n
+        (t + 2) numbers for n captions, and n d in the backward pass; of images, nothing.
 
     Returns:
-      The loss, and the metrics of `logit_metrics`.
+      The loss, and metrics: those of `logit_metrics`, `image_norm` and `text_norm`.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: for shapes, types or options that do not fit, or an unknown `axis_name`.
 
-    Reference: Radford et al., "Learning Transferable Visual Models" (2021), figure 3.
+    References: Radford et al., "Learning Transferable Visual Models" (2021), figure 3;
+    Khosla et al., "Supervised Contrastive Learning" (2020), equation 2; Yuksekgonul et al.,
+    "When and why vision-language models behave like bags-of-words" (2023), section 4.
 
     >>> import jax.numpy as jnp
     >>> loss, _ = clip_loss(jnp.eye(2), jnp.eye(2), scale=1.0)
     >>> round(float(loss), 4)
     0.3133
     """
-    logits = scale * _cosines(image_emb, text_emb)
-    return softmax_contrastive(logits)
+    spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
+    _check(image_emb, text_emb, image_where)
+    columns = inputs.columns(
+        "text",
+        text_emb,
+        text_image,
+        images=image_emb.shape[0],
+        where=where,
+        ids=text_ids,
+        duplicates=duplicates,
+        hard_emb=hard_text_emb,
+        hard_where=hard_where,
+        axis_name=axis_name,
+    )
+    image_emb = _masked(image_emb, image_where)
+    loss, metrics = softmax_loss(
+        spec, image_emb, columns, scale=scale, image_where=image_where, axis_name=axis_name
+    )
+    return loss, metrics | _norms(image_emb, image_where, columns, axis_name)
 
 
 def siglip_loss(
     image_emb: Float[Array, "b d"],
-    text_emb: Float[Array, "b d"],
+    text_emb: Float[Array, "n d"],
     *,
     scale: Scalar,
     bias: Scalar,
+    text_image: Int[Array, " n"] | None = None,
+    where: Bool[Array, " n"] | None = None,
+    image_where: Bool[Array, " b"] | None = None,
+    text_ids: Int[Array, "n t"] | None = None,
+    duplicates: Duplicates = "negative",
+    hard_text_emb: Float[Array, "h d"] | None = None,
+    hard_where: Bool[Array, " h"] | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    axis_name: AxisName | None = None,
+    exchange: Exchange = "gather",
 ) -> tuple[Float[Array, ""], Metrics]:
     """Sigmoid contrastive loss: every image-caption pair is a binary decision.
 
-    L = -(1/b) sum_ij log sigmoid(y_ij (scale <v_i, u_j> + bias)), y_ii = 1, else -1. The
-    divisor is the number of images, not of pairs.
+    L = -(1/n) sum_ij log sigmoid(y_ij (scale <v_i, u_j> + bias)), y_ij = 1 for the positive
+    pairs, else -1. The divisor is the number of captions (with one for each image, that of
+    images), not of pairs. Gradients flow into both embeddings, `scale` and `bias`.
 
     Args:
       image_emb: L2-normalised image embeddings.
-      text_emb: L2-normalised caption embeddings, row i belongs to image i.
+      text_emb: L2-normalised caption embeddings.
       scale: multiplier of the cosines, exp(log_scale).
       bias: added to every logit; about -log(b) balances positives and negatives.
+      text_image: as in `clip_loss`.
+      where: as in `clip_loss`.
+      image_where: as in `clip_loss`.
+      text_ids: as in `clip_loss`.
+      duplicates: as in `clip_loss`.
+      hard_text_emb: captions that are wrong for every image; not in the divisor.
+      hard_where: as in `clip_loss`.
+      label_smoothing: e moves the targets from 1 and 0 to 1 - e / 2 and e / 2.
+      chunk_size: images of a block. None keeps all logits; in blocks nothing of the size
+        b x n is kept and nothing computed twice. Same value and gradient.
+      axis_name: as in `clip_loss`.
+      exchange: how captions come to the other devices, over `axis_name`. With n captions in
+        all and W devices, a device receives in float32, forward and backward together:
+        "gather": 8 n d (W - 1) / W bytes, and holds all n captions;
+        "ring": 4 n d (3 - 2 / W) bytes in 3 W - 2 messages, and never holds more than two
+        shares. Computes the logits twice. Choose "gather" unless n d floats do not fit.
 
     Returns:
-      The loss, and the metrics of `logit_metrics`.
+      The loss, and metrics: those of `logit_metrics`, `image_norm` and `text_norm`.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: for shapes, types or options that do not fit, or an unknown `axis_name`.
 
-    Reference: Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023), eq. 1.
+    Reference: Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023), eq. 1;
+    its section 3.3 describes the ring.
 
     >>> import jax.numpy as jnp
     >>> loss, _ = siglip_loss(jnp.eye(2), jnp.eye(2), scale=1.0, bias=0.0)
     >>> round(float(loss), 4)
     1.0064
     """
-    logits = scale * _cosines(image_emb, text_emb) + bias
-    positive = jnp.eye(logits.shape[0], dtype=bool)
-    loss = sigmoid_terms(logits, positive).sum() / logits.shape[0]
-    return loss, logit_metrics(logits, positive)
+    spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
+    _check(image_emb, text_emb, image_where)
+    columns = inputs.columns(
+        "text",
+        text_emb,
+        text_image,
+        images=image_emb.shape[0],
+        where=where,
+        ids=text_ids,
+        duplicates=duplicates,
+        hard_emb=hard_text_emb,
+        hard_where=hard_where,
+        axis_name=axis_name,
+    )
+    image_emb = _masked(image_emb, image_where)
+    loss, metrics = sigmoid_loss(
+        spec,
+        image_emb,
+        columns,
+        scale=scale,
+        bias=bias,
+        image_where=image_where,
+        axis_name=axis_name,
+        exchange=exchange,
+    )
+    return loss, metrics | _norms(image_emb, image_where, columns, axis_name)
 
 
-def softmax_contrastive(logits: Float[Array, "b b"]) -> tuple[Float[Array, ""], Metrics]:
-    """Symmetric cross-entropy of a square logit matrix whose diagonal is right."""
-    right = jnp.diagonal(logits)
-    rows = jax.nn.logsumexp(logits, axis=1) - right
-    columns = jax.nn.logsumexp(logits, axis=0) - right
-    positive = jnp.eye(logits.shape[0], dtype=bool)
-    return (jnp.mean(rows) + jnp.mean(columns)) / 2, logit_metrics(logits, positive)
+def _check(image_emb, text_emb, image_where):
+    inputs.check_embeddings("image_emb", image_emb, "b d")
+    inputs.check_embeddings("text_emb", text_emb, "n d")
+    inputs.check_images(image_emb, text_emb, image_where, "image_emb and text_emb")
 
 
-def sigmoid_terms(
-    logits: Float[Array, "b n"], positive: Bool[Array, "b n"]
-) -> Float[Array, "b n"]:
-    """-log sigmoid(y * logits) per pair, y = 1 where `positive`, else -1."""
-    return jax.nn.softplus(jnp.where(positive, -logits, logits))
+def _masked(image_emb, image_where):
+    return image_emb if image_where is None else jnp.where(image_where[:, None], image_emb, 0)
 
 
-def logit_metrics(
-    logits: Float[Array, "b n"],
-    positive: Bool[Array, "b n"],
-    where: Bool[Array, "b n"] | None = None,
-) -> Metrics:
-    """Mean, minimum and maximum of positive and negative logits, over pairs in `where`.
-
-    One sees a contrastive run go wrong here first. Not differentiated. An empty set of
-    pairs gives 0.
-    """
-    logits = jax.lax.stop_gradient(logits)
-    where = jnp.ones_like(positive) if where is None else where
-    metrics = {}
-    for name, chosen in (("positive", positive & where), ("negative", ~positive & where)):
-        some = jnp.any(chosen)
-        count = jnp.maximum(jnp.sum(chosen), 1).astype(logits.dtype)
-        mean = jnp.sum(logits, where=chosen) / count
-        low = jnp.min(logits, where=chosen, initial=jnp.inf)
-        high = jnp.max(logits, where=chosen, initial=-jnp.inf)
-        metrics[f"{name}_logit_mean"] = mean
-        metrics[f"{name}_logit_min"] = jnp.where(some, low, 0.0)
-        metrics[f"{name}_logit_max"] = jnp.where(some, high, 0.0)
-    return metrics
-
-
-def _cosines(image_emb, text_emb):
-    if image_emb.ndim != 2 or image_emb.shape != text_emb.shape:
-        raise ValueError(
-            "the loss takes image_emb and text_emb of one shape (b, d), row i of one "
-            f"belonging to row i of the other; got {image_emb.shape} and {text_emb.shape}"
-        )
-    return accumulate(image_emb) @ accumulate(text_emb).T
+def _norms(image_emb, image_where, columns, axis_name):
+    return {
+        "image_norm": diagnostics.mean_norm(image_emb, image_where, axis_name),
+        "text_norm": diagnostics.mean_norm(columns.emb, columns.real, axis_name),
+    }

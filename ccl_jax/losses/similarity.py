@@ -4,20 +4,27 @@ XAC uses it with phrases (concept centric learning), PACL with captions (patch a
 contrastive learning), the evaluators read heat maps from the same scores.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from ccl_jax.losses import blocks, collectives, inputs, kernels
+from ccl_jax.losses.blocks import Side, Spec
+from ccl_jax.losses.kernels import Pooling
 
 
 def pooled_similarity(
     image_tokens: Float[Array, "b l d"],
     text_emb: Float[Array, "n d"],
     *,
-    sharpness: float | Float[Array, ""] = 1.0,
+    sharpness: float = 1.0,
     scores: Literal["dot", "cosine"] = "dot",
     values: Literal["raw", "normalized"] = "raw",
+    token_where: Bool[Array, "b l"] | None = None,
+    chunk_size: int | None = None,
 ) -> Float[Array, "b n"]:
     """Similarity of every text with every image, pooled as that text attends to it.
 
@@ -25,8 +32,9 @@ def pooled_similarity(
 
         a = softmax_l(sharpness * <V_l, q>)      p = sum_l a_l V_l      sim_mn = <p, q> / |p|
 
-    The pooled (b, n, d) vectors are never formed: <p, q> = sum_l a_l <V_l, q> and
-    |p|^2 = a^T (V V^T) a. Gradients flow into both arguments, attention included.
+    The pooled (b, n, d) vectors need not be formed: <p, q> = sum_l a_l <V_l, q> and
+    |p|^2 = a^T (V V^T) a. They are where texts are so few that this is cheaper. Gradients
+    flow into both arguments, attention included.
 
     Args:
       image_tokens: patch tokens.
@@ -35,12 +43,15 @@ def pooled_similarity(
       sharpness: factor on the scores before the softmax; 1 is nearly flat for unit vectors.
       scores: `cosine` divides each score by the token's norm before the softmax.
       values: `normalized` pools unit tokens instead of the tokens as given.
+      token_where: tokens that count, all by default. An image without any has similarity 0.
+      chunk_size: images of a block, whose intermediate values alone are kept; None for all
+        at once. The result is the same. In blocks only reverse differentiation works.
 
     Returns:
       (b, n) similarities in float32, or float64 for float64 inputs; each in [-1, 1].
 
     Raises:
-      ValueError: for shapes that do not fit or an unknown option.
+      ValueError: for shapes or types that do not fit, or an unknown option.
 
     Reference: Pham et al., "No Hard Negatives Required" (CVPR 2026), cross-modal attention
     pooling; Mukhoti et al., "Patch Aligned Contrastive Learning" (CVPR 2023), section 3.
@@ -51,40 +62,46 @@ def pooled_similarity(
     >>> round(float(similarity[0, 0]), 4)
     0.9487
     """
-    if image_tokens.ndim != 3 or text_emb.ndim != 2:
-        raise ValueError(
-            "pooled_similarity takes image_tokens (b, l, d) and text_emb (n, d); got shapes "
-            f"{image_tokens.shape} and {text_emb.shape}"
-        )
-    if image_tokens.shape[-1] != text_emb.shape[-1]:
-        raise ValueError(
-            f"image_tokens have width {image_tokens.shape[-1]} and text_emb "
-            f"{text_emb.shape[-1]}; project both to the same width"
-        )
+    pooling = check_pooling(
+        image_tokens, "text_emb", text_emb, sharpness, scores, values, token_where, chunk_size
+    )
+    spec = inputs.make_spec("negative", 0.0, chunk_size, pooling)
+    if chunk_size is None:
+        return blocks.similarities(pooling, image_tokens, token_where, text_emb)[0]
+    return _in_blocks(spec, *collectives.unify(image_tokens, text_emb, token_where))
+
+
+def check_pooling(
+    image_tokens: Float[Array, "b l d"],
+    name: str,
+    texts: Float[Array, "n d"],
+    sharpness: float,
+    scores: Literal["dot", "cosine"],
+    values: Literal["raw", "normalized"],
+    token_where: Bool[Array, "b l"] | None,
+    chunk_size: int | None,
+) -> Pooling:
+    """Checks tokens, texts and options of a pooled similarity, and puts the options together.
+
+    Raises:
+      ValueError: for shapes or types that do not fit, or an unknown option.
+    """
+    inputs.check_embeddings("image_tokens", image_tokens, "b l d")
+    inputs.check_embeddings(name, texts, "n d")
+    inputs.check_images(image_tokens, texts, None, f"image_tokens and {name}")
     if scores not in ("dot", "cosine") or values not in ("raw", "normalized"):
         raise ValueError(
             f"scores={scores!r}, values={values!r}: use scores='dot' or 'cosine' and "
             "values='raw' or 'normalized'"
         )
-    tokens, queries = accumulate(image_tokens), accumulate(text_emb)
-    if values == "normalized":
-        tokens = unit(tokens)
-    # Tokens before texts: every product below is then a plain matrix product per image, and
-    # the softmax runs over whole rows of texts at a time.
-    products = jnp.einsum("bld,nd->bln", tokens, queries)
-    attended = products
-    if scores == "cosine":
-        attended = products * _inverse_norm(jnp.sum(tokens * tokens, axis=-1, keepdims=True))
-    attention = jax.nn.softmax(sharpness * attended, axis=1)
-    gram = jnp.einsum("bld,bkd->blk", tokens, tokens)
-    dot = jnp.sum(attention * products, axis=1)
-    square = jnp.sum(attention * jnp.einsum("blk,bkn->bln", gram, attention), axis=1)
-    return dot * _inverse_norm(square)
-
-
-def accumulate(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Casts to the accumulation type: float32, or float64 where the input has it."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+    if token_where is not None:
+        inputs.check_integers("token_where", token_where, image_tokens.shape[:2], "bool")
+    if chunk_size is not None and isinstance(sharpness, jax.Array):
+        raise ValueError(
+            "sharpness must be a Python number when chunk_size is given; leave chunk_size out "
+            "to learn it"
+        )
+    return Pooling(sharpness, scores, values)
 
 
 def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -94,11 +111,61 @@ def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     >>> unit(jnp.array([3.0, 4.0]))
     Array([0.6, 0.8], dtype=float32)
     """
-    return x * _inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
+    return x * kernels.inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
-def _inverse_norm(square: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """1 / sqrt(square), whose gradient float32 can hold; 0, with gradient 0, below 1e-24."""
-    some = square > 1e-24
-    # The inner choice keeps the gradient of the branch not taken finite.
-    return jnp.where(some, jax.lax.rsqrt(jnp.where(some, square, 1.0)), 0.0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+def _in_blocks(spec: Spec, images, texts, where):
+    texts = kernels.accumulate(texts)
+    b, n = images.shape[0], texts.shape[0]
+    side = Side(None, where, None, None)
+
+    def image_block(i, rows, found):
+        prepared = blocks.prepare(spec, images, side, i, rows, n)
+
+        def text_block(j, size, found):
+            block = jax.lax.dynamic_slice_in_dim(texts, j, size)
+            similarity, _, _ = kernels.forward(spec.pooling, prepared, block)
+            return jax.lax.dynamic_update_slice(found, similarity, (i, j))
+
+        return blocks.for_blocks(n, blocks.text_block(images, rows), text_block, found)
+
+    start = collectives.like(jnp.zeros((b, n), texts.dtype), images)
+    return blocks.for_blocks(b, spec.chunk_size, image_block, start)
+
+
+def _in_blocks_forward(spec, images, texts, where):
+    return _in_blocks(spec, images, texts, where), (images, texts, where)
+
+
+def _in_blocks_backward(spec, saved, gradient):
+    images, given_texts, where = saved
+    texts = kernels.accumulate(given_texts)
+    b, n = images.shape[0], texts.shape[0]
+    side = Side(None, where, None, None)
+
+    def image_block(i, rows, carry):
+        of_images, of_texts = carry
+        prepared = blocks.prepare(spec, images, side, i, rows, n)
+
+        def text_block(j, size, carry):
+            of_texts, sums = carry
+            block = jax.lax.dynamic_slice_in_dim(texts, j, size)
+            _, _, kept = kernels.forward(spec.pooling, prepared, block)
+            slope = jax.lax.dynamic_slice(gradient, (i, j), (rows, size))
+            of_block, sums = kernels.backward(spec.pooling, prepared, block, kept, slope, sums)
+            return blocks.add_at(of_texts, of_block, j), sums
+
+        sums = collectives.like(kernels.zeros(spec.pooling, prepared), images)
+        of_texts, sums = blocks.for_blocks(
+            n, blocks.text_block(images, rows), text_block, (of_texts, sums)
+        )
+        of_block = kernels.finish(spec.pooling, prepared, sums).astype(images.dtype)
+        return blocks.put_at(of_images, of_block, i), of_texts
+
+    start = collectives.like((jnp.zeros_like(images), jnp.zeros_like(texts)), images)
+    of_images, of_texts = blocks.for_blocks(b, spec.chunk_size, image_block, start)
+    return of_images, of_texts.astype(given_texts.dtype), None
+
+
+_in_blocks.defvjp(_in_blocks_forward, _in_blocks_backward)

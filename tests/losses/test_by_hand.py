@@ -6,6 +6,7 @@ import oracles
 import pytest
 
 from ccl_jax import losses
+from ccl_jax.losses import targets
 
 EYE = jnp.eye(2)
 SHARED = {"scale": 2.0, "bias": 1.0}
@@ -35,6 +36,8 @@ def test_siglip_divides_by_images():
     assert {k: float(v) for k, v in metrics.items()} == {
         **dict.fromkeys([f"positive_logit_{k}" for k in ("mean", "min", "max")], 3.0),
         **dict.fromkeys([f"negative_logit_{k}" for k in ("mean", "min", "max")], 1.0),
+        "image_norm": 1.0,
+        "text_norm": 1.0,
     }
 
 
@@ -60,10 +63,10 @@ def test_npc_of_a_phrase_that_two_images_share(duplicates, pairs, positives):
     np.testing.assert_allclose(metrics["positive_logit_mean"], np.mean(positives))
 
 
-def test_concept_targets_with_padding_that_reads_like_a_phrase():
-    positive, where = losses.concept_targets(
-        jnp.array([0, 1, -1]), 2, phrase_ids=jnp.array([[7], [8], [7]]), duplicates="positive"
-    )
+def test_targets_with_padding_that_reads_like_a_phrase():
+    image, ids = jnp.array([0, 1, -1]), jnp.array([[7], [8], [7]])
+    pairing = targets.pair(image, image >= 0, ids)
+    positive, where = targets.block_targets(pairing, jnp.arange(2), 0, 3, "positive")
     np.testing.assert_array_equal(positive, [[True, False, False], [False, True, False]])
     np.testing.assert_array_equal(where, [[True, True, False], [True, True, False]])
 
@@ -95,13 +98,40 @@ ROWS = jnp.array([0, 1])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.clip_loss(EYE, jnp.eye(3), scale=1.0), r"one shape.*\(3, 3\)"),
-        (lambda: losses.siglip_loss(EYE[0], EYE[0], **SHARED), r"\(2,\)"),
-        (lambda: losses.npc_loss(EYE, jnp.ones((2, 3)), ROWS, **SHARED), r"one width.*\(2, 3\)"),
+        (lambda: losses.clip_loss(EYE, jnp.eye(3), scale=1.0), "widths 2 and 3"),
+        (lambda: losses.clip_loss(EYE, EYE.astype(int), scale=1.0), "text_emb.*floating.*int32"),
+        (lambda: losses.siglip_loss(EYE[0], EYE[0], **SHARED), r"image_emb.*\(b, d\).*\(2,\)"),
+        (lambda: losses.siglip_loss(EYE, EYE[:1], **SHARED), "pass text_image"),
+        (lambda: losses.siglip_loss(EYE, EYE, where=ROWS, **SHARED), "where.*bool.*int32"),
+        (
+            lambda: losses.siglip_loss(EYE, EYE, image_where=ROWS[:1] > 0, **SHARED),
+            r"image_where.*\(2,\).*\(1,\)",
+        ),
+        (
+            lambda: losses.siglip_loss(EYE, EYE, hard_text_emb=jnp.eye(3), **SHARED),
+            r"hard_text_emb.*\(3, 3\)",
+        ),
+        (lambda: losses.siglip_loss(EYE, EYE, exchange="rign", **SHARED), "'gather' or 'ring'"),
+        (lambda: losses.siglip_loss(EYE, EYE, chunk_size=0, **SHARED), "chunk_size=0"),
+        (lambda: losses.siglip_loss(EYE, EYE, label_smoothing=1.5, **SHARED), "label_smoothing"),
+        (lambda: losses.siglip_loss(EYE, EYE, axis_name="data", **SHARED), "jax.shard_map"),
+        (lambda: losses.npc_loss(EYE, jnp.ones((2, 3)), ROWS, **SHARED), "widths 2 and 3"),
+        (lambda: losses.npc_loss(EYE, EYE[:0], ROWS[:0], **SHARED), r"phrase_emb.*\(0, 2\)"),
         (lambda: losses.npc_loss(EYE, EYE, jnp.array([0]), **SHARED), r"\(2,\).*\(1,\)"),
-        (lambda: losses.npc_loss(EYE, EYE[0], ROWS, **SHARED), r"phrase_emb \(n, d\).*\(2,\)"),
-        (lambda: losses.xac_loss(EYE, EYE, ROWS, **SHARED), r"image_tokens \(b, l, d\)"),
-        (lambda: losses.pacl_loss(EYE[:, None], EYE[:1], scale=1.0), r"\(1, 2\)"),
+        (lambda: losses.npc_loss(EYE, EYE, ROWS.astype(float), **SHARED), "phrase_image.*integer.*float"),
+        (lambda: losses.npc_loss(EYE, EYE[0], ROWS, **SHARED), r"phrase_emb.*\(n, d\).*\(2,\)"),
+        (lambda: losses.xac_loss(EYE, EYE, ROWS, **SHARED), r"image_tokens.*\(b, l, d\)"),
+        (
+            lambda: losses.xac_loss(
+                EYE[:, None], EYE, ROWS, sharpness=jnp.ones(()), chunk_size=1, **SHARED
+            ),
+            "Python number",
+        ),
+        (lambda: losses.pacl_loss(EYE[:, None], EYE[:1], scale=1.0), "1 captions for 2 images"),
+        (
+            lambda: losses.pacl_loss(EYE[:, None], EYE, scale=1.0, token_where=ROWS > 0),
+            r"token_where.*\(2, 1\)",
+        ),
         (
             lambda: losses.npc_loss(EYE, EYE, ROWS, duplicates="positive", **SHARED),
             "pass phrase_ids",
@@ -112,7 +142,7 @@ ROWS = jnp.array([0, 1])
         ),
         (
             lambda: losses.ccl_loss(EYE, EYE[:1], EYE[:, None], EYE, ROWS, **SHARED),
-            "one shape",
+            "1 captions for 2 images",
         ),
     ],
 )
