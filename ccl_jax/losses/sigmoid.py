@@ -104,7 +104,7 @@ def _sigmoid_sum(
     return jnp.sum(terms, where=where), counts
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sigmoid_blocks(spec, images, texts, scale, bias, side):
     found = _scan(spec, images, texts, scale, bias, side, 0, gradient=False)
     return found.total, found.counts

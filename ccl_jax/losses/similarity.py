@@ -114,7 +114,7 @@ def unit(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     return x * kernels.inverse_norm(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_blocks(spec: Spec, images, texts, where):
     texts = kernels.accumulate(texts)
     b, n = images.shape[0], texts.shape[0]

@@ -131,7 +131,7 @@ def _softmax_sums(
     return sums, _pair_counts(positive, where, logits.dtype), counts
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _softmax_blocks(spec, images, texts, scale, side):
     return _scan_softmax(spec, images, texts, scale, side)
 

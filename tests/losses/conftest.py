@@ -40,6 +40,10 @@ def inputs():
         phrase=_unit(rng.normal(size=(PHRASES, WIDTH))),
         phrase_image=phrase_image,
         phrase_ids=phrase_ids,
+        phrase_where=np.arange(PHRASES) % 5 != 4,
+        image_where=np.arange(IMAGES) != 2,
+        # One token of an image at least, and not of every image the same.
+        token_where=(np.arange(TOKENS) + np.arange(IMAGES)[:, None]) % 3 != 0,
         words=words,
         scale=8.0,
         bias=-3.0,

@@ -29,9 +29,11 @@ def siglip(image, text, scale, bias):
     return total / b
 
 
-def pooled(tokens, queries, sharpness=1.0, scores="dot", values="raw"):
+def pooled(tokens, queries, sharpness=1.0, scores="dot", values="raw", token_where=None):
     out = np.zeros((len(tokens), len(queries)))
     for m, patches in enumerate(tokens):
+        if token_where is not None:
+            patches = patches[token_where[m]]
         for n, query in enumerate(queries):
             summed = [v / np.linalg.norm(v) if values == "normalized" else v for v in patches]
             seen = [v / np.linalg.norm(v) if scores == "cosine" else v for v in summed]
@@ -65,3 +67,49 @@ def pacl(tokens, text, scale, sharpness, scores, values):
     phi = pooled(tokens, text, sharpness, scores, values)
     # CLIP's loss on logits: an image whose cosine with caption j is phi[i, j].
     return clip(phi, np.eye(len(text)), scale)
+
+
+def answers(text_image, real, words, images, duplicates):
+    """Positive pairs and pairs that count, (images, texts), by going through all of them."""
+    texts = len(text_image)
+    positive, where = (np.zeros((images, texts), bool) for _ in range(2))
+    for i in range(images):
+        for n in range(texts):
+            own = real[n] and text_image[n] == i
+            says_it_too = any(
+                real[k] and text_image[k] == i and words[k] == words[n] for k in range(texts)
+            )
+            positive[i, n] = own or (duplicates == "positive" and says_it_too and real[n])
+            where[i, n] = real[n] and not (duplicates == "ignore" and says_it_too and not own)
+    return positive, where
+
+
+def smooth_softmax(logits, positive, where, smoothing):
+    """Mean over rows with an answer, mean over columns with an answer, and their mean."""
+    means = []
+    for x, right, counts in ((logits, positive, where), (logits.T, positive.T, where.T)):
+        losses = []
+        for i in range(len(x)):
+            choices = np.flatnonzero(counts[i])
+            if not right[i].any():
+                continue
+            top = max(x[i, choices])
+            lse = np.log(sum(np.exp(x[i, j] - top) for j in choices)) + top
+            cross_entropy = 0.0
+            for j in choices:
+                target = smoothing / len(choices)
+                if right[i, j]:
+                    target += (1 - smoothing) / right[i].sum()
+                cross_entropy -= target * (x[i, j] - lse)
+            losses.append(cross_entropy)
+        means.append(np.mean(losses))
+    return np.mean(means)
+
+
+def smooth_sigmoid(logits, positive, where, smoothing, divisor):
+    total = 0.0
+    for i, n in np.argwhere(where):
+        target = 1 - smoothing / 2 if positive[i, n] else smoothing / 2
+        x = logits[i, n]
+        total -= target * log_sigmoid(x) + (1 - target) * log_sigmoid(-x)
+    return total / divisor

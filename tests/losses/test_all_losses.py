@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-import types
 
 import cases
 import jax
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ARRAYS, CASES, CONCEPT_CASES
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 every_loss = pytest.mark.parametrize("name", CASES)
 every_concept_loss = pytest.mark.parametrize("name", CONCEPT_CASES)
@@ -61,6 +59,9 @@ def test_order_of_images_and_phrases_does_not_matter(name, inputs):
         phrase=inputs.phrase[phrases],
         phrase_image=new_row[inputs.phrase_image[phrases]].astype(np.int32),
         phrase_ids=inputs.phrase_ids[phrases],
+        phrase_where=inputs.phrase_where[phrases],
+        image_where=inputs.image_where[images],
+        token_where=inputs.token_where[images][:, ::-1],
     )
     loss, metrics, gradients = cases.run(name, inputs)
     moved_loss, moved_metrics, moved_gradients = cases.run(name, moved)
@@ -126,7 +127,11 @@ def test_another_batch_does_not_compile_again(name, inputs):
 def test_padding_equals_removal(name, inputs):
     real = np.flatnonzero(inputs.phrase_image >= 0)
     removed = changed(
-        inputs, **{k: getattr(inputs, k)[real] for k in ("phrase", "phrase_image", "phrase_ids")}
+        inputs,
+        **{
+            k: getattr(inputs, k)[real]
+            for k in ("phrase", "phrase_image", "phrase_ids", "phrase_where")
+        },
     )
     loss, metrics, gradients = cases.run(name, inputs)
     short_loss, short_metrics, short_gradients = cases.run(name, removed)
@@ -167,42 +172,6 @@ def test_ccl_reports_its_parts_unweighted(inputs):
     assert "xac/effective_patches" in metrics
     for key, name in parts.items():
         np.testing.assert_allclose(metrics[key], CASES[name].oracle(inputs), rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def everything():
-    """One program with every kind of loss, so that a device count costs one compile."""
-
-    def loss(arrays, phrase_image, phrase_ids):
-        x = types.SimpleNamespace(**arrays, phrase_image=phrase_image, phrase_ids=phrase_ids)
-        found = {name: CASES[name].loss(x) for name in ("clip", "ccl", "pacl")}
-        return sum(value for value, _ in found.values()), found
-
-    return jax.value_and_grad(loss, has_aux=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 8])
-def test_a_sharded_batch_gives_the_same(devices, inputs, everything):
-    arrays, phrase_image, phrase_ids = cases.arguments(inputs)
-    mesh = jax.make_mesh(
-        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-    )
-    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
-    places = {name: split if name in ARRAYS else whole for name in arrays}
-    run = jax.jit(everything, in_shardings=(places, split, split))
-    placed = jax.device_put((arrays, phrase_image, phrase_ids), (places, split, split))
-    (_, found), gradients = run(*placed)
-    assert len(placed[0]["tokens"].sharding.device_set) == devices
-    expected = dict.fromkeys(arrays, 0.0)
-    for name in found:
-        loss, metrics, of_name = cases.run(name, inputs)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found[name], (loss, metrics)
-        )
-        expected = {key: expected[key] + of_name[key] for key in expected}
-    for key, value in expected.items():
-        np.testing.assert_allclose(gradients[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
 def test_importing_the_losses_imports_nothing_heavy():
