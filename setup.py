@@ -20,9 +20,11 @@ TRAIN = [
     "array_record",  # tfds reads it at random, but does not require it everywhere
     "clu",
     "flax>=0.12",
+    "huggingface_hub",
     "importlib_resources",  # needed by tensorflow-datasets, which does not declare it
     "matplotlib",
     "ml_collections",
+    "ml_dtypes",
     "optax",
     "orbax-checkpoint",
     "safetensors",

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ccl_jax.models.layers import Dense, EncoderBlock, MapHead
@@ -27,11 +28,17 @@ class ImageTower(nn.Module):
     """Vision transformer.
 
     Attributes:
-      image_size: side of the square input in pixels; a multiple of `patch_size`.
+      image_size: side of the square input in pixels; a multiple of `patch_size`, unless
+        `patch_stride` is given.
       patch_size: side of a patch in pixels.
+      patch_stride: pixels between neighbouring patches; `patch_size` if None. A smaller one
+        makes patches overlap. If it is given, `image_size` need not be a multiple of it:
+        pixels right and below that fill no patch are not seen, as in a convolution without
+        padding (So400m/14 at 384 sees 27 x 27 patches, 378 pixels).
       width: of the transformer.
       depth: number of blocks.
       heads: attention heads of a block.
+      mlp_dim: hidden width of the MLPs; 4 times `width` if None.
       pool: "map" (SigLIP: attention pooling, no projection) or "cls" (CLIP: class token,
         norm before the blocks, linear projection to `embed_dim`).
       embed_dim: width of the embeddings; with "map" it must equal `width`.
@@ -50,19 +57,20 @@ class ImageTower(nn.Module):
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
     dtype: Any = jnp.float32
+    patch_stride: int | None = None
+    mlp_dim: int | None = None
 
     @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w 3"], *, tokens: bool = False
-    ) -> ImageFeatures:
+    def __call__(self, image: Float[Array, "b h w 3"], *, tokens: bool = False) -> ImageFeatures:
         """Encodes normalised images; patch tokens in embedding space only if asked for.
 
         Raises:
           ValueError: for images of another size or options that do not fit together.
         """
         self._check(image)
-        grid = self.image_size // self.patch_size
-        x = _patchify(image.astype(self.dtype), self.patch_size)
+        grid = patch_grid(self.image_size, self.patch_size, self.patch_stride)
+        mlp_dim = self.mlp_dim or 4 * self.width
+        x = _patchify(image.astype(self.dtype), grid, self.patch_size, self.patch_stride)
         # CLIP's patch embedding has no bias, SigLIP's has one.
         x = Dense(
             self.width,
@@ -87,7 +95,7 @@ class ImageTower(nn.Module):
         for i in range(self.depth):
             x = EncoderBlock(
                 self.heads,
-                4 * self.width,
+                mlp_dim,
                 activation=self.activation,
                 norm_eps=self.norm_eps,
                 dtype=self.dtype,
@@ -96,7 +104,7 @@ class ImageTower(nn.Module):
         x = nn.LayerNorm(**norm_args, name="norm_post")(x)
         if self.pool == "map":
             head = MapHead(
-                self.heads, 4 * self.width, self.activation, self.norm_eps, self.dtype, name="head"
+                self.heads, mlp_dim, self.activation, self.norm_eps, self.dtype, name="head"
             )
             return ImageFeatures(*head(x, value_tokens=tokens), patches=x)
         project = Dense(
@@ -108,9 +116,16 @@ class ImageTower(nn.Module):
     def _check(self, image) -> None:
         if self.pool not in ("map", "cls"):
             raise ValueError(f"pool={self.pool!r}: use 'map' (SigLIP) or 'cls' (CLIP)")
-        if self.image_size % self.patch_size:
+        stride = self.patch_stride
+        if stride is None and self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; "
+                f"patch_stride = {self.patch_size} leaves the remainder out"
+            )
+        if stride is not None and not 0 < stride <= self.patch_size <= self.image_size:
+            raise ValueError(
+                f"patch_stride {stride} must lie between 1 and patch_size {self.patch_size}, and "
+                f"that within image_size {self.image_size}"
             )
         if image.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError(
@@ -124,8 +139,24 @@ class ImageTower(nn.Module):
             )
 
 
-def _patchify(image: Float[Array, "b h w c"], patch: int) -> Float[Array, "b l p"]:
+def patch_grid(image_size: int, patch_size: int, patch_stride: int | None = None) -> int:
+    """Patches along one side of an image.
+
+    >>> patch_grid(224, 16), patch_grid(224, 16, 4), patch_grid(384, 14, 14)
+    (14, 53, 27)
+    """
+    return (image_size - patch_size) // (patch_stride or patch_size) + 1
+
+
+def _patchify(
+    image: Float[Array, "b h w c"], grid: int, patch: int, stride: int | None
+) -> Float[Array, "b l p"]:
     """Patches in row-major order, each flattened as (row, column, channel)."""
-    b, h, w, c = image.shape
-    x = image.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch**2 * c)
+    b, c = image.shape[0], image.shape[-1]
+    if stride in (None, patch):
+        side = grid * patch
+        x = image[:, :side, :side].reshape(b, grid, patch, grid, patch, c)
+    else:
+        index = stride * np.arange(grid)[:, None] + np.arange(patch)
+        x = image[:, index][:, :, :, index]
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid**2, patch**2 * c)

@@ -10,7 +10,17 @@ from ccl_jax.models.text_tower import TextTower
 from ccl_jax.models.two_towers import TwoTowers
 
 
-def _siglip(width, depth, heads, patch_size, *, image_size=224, text_depth=None, vocab_size=32_000):
+def _siglip(
+    width,
+    depth,
+    heads,
+    patch_size,
+    *,
+    image_size=224,
+    text_depth=None,
+    vocab_size=32_000,
+    mlp_dim=None,
+):
     return {
         "image": {
             "image_size": image_size,
@@ -18,6 +28,7 @@ def _siglip(width, depth, heads, patch_size, *, image_size=224, text_depth=None,
             "width": width,
             "depth": depth,
             "heads": heads,
+            "mlp_dim": mlp_dim,
             "pool": "map",
         },
         "text": {
@@ -26,6 +37,7 @@ def _siglip(width, depth, heads, patch_size, *, image_size=224, text_depth=None,
             "width": width,
             "depth": text_depth or depth,
             "heads": heads,
+            "mlp_dim": mlp_dim,
             "pool": "last",
         },
     }
@@ -55,13 +67,14 @@ def _clip(width, depth, heads, patch_size, text_width, text_heads, embed_dim):
     }
 
 
-# SigLIP's sizes are those of Zhai et al. (2023) and big_vision, CLIP's those of Radford et
-# al. (2021), table 20.
+# SigLIP's sizes are those of Zhai et al. (2023) and big_vision, So400m's those of Alabdulmohsin
+# et al. (2023), CLIP's those of Radford et al. (2021), table 20.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": _siglip(64, 3, 2, 8, image_size=48, text_depth=2, vocab_size=512),
     "S/16": _siglip(384, 12, 6, 16),
     "B/16": _siglip(768, 12, 12, 16),
     "L/16": _siglip(1024, 24, 16, 16),
+    "So400m/14": _siglip(1152, 27, 16, 14, mlp_dim=4304),
     "clip-B/32": _clip(768, 12, 12, 32, 512, 8, 512),
     "clip-B/16": _clip(768, 12, 12, 16, 512, 8, 512),
     "clip-L/14": _clip(1024, 24, 16, 14, 768, 12, 768),
@@ -73,15 +86,16 @@ def build_model(config: Mapping[str, Any], *, eot_id: int) -> TwoTowers:
 
     Args:
       config: `preset`, the fields of `image` and `text` that differ from it, and the fields
-        of `TwoTowers`; `dtype` by name.
-      eot_id: the tokenizer's end-of-text token.
+        of `TwoTowers`; `dtype` by name. With `preset` None or left out, `image` and `text`
+        give every size themselves, as those of a pretrained checkpoint do.
+      eot_id: the tokenizer's end-of-text token, unless `text` has its own `eot_id`.
 
     Raises:
-      ValueError: for an unknown preset or field.
+      ValueError: for an unknown preset or field, or a size that is not given.
     """
     fields = dict(config)
-    name = fields.pop("preset")
-    if name not in PRESETS:
+    name = fields.pop("preset", None)
+    if name is not None and name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"there is no preset {name!r}; did you mean {close!r}? Known: {', '.join(PRESETS)}"
@@ -96,6 +110,20 @@ def build_model(config: Mapping[str, Any], *, eot_id: int) -> TwoTowers:
                 raise ValueError(
                     f"config.model.{part} has no field {key!r}; did you mean {close!r}?"
                 )
-        towers[part] = PRESETS[name][part] | changes
+        towers[part] = (PRESETS[name][part] if name else {}) | changes
+        if missing := _required(tower) - towers[part].keys():
+            raise ValueError(
+                f"config.model.{part} gives no {', '.join(sorted(missing))}; give the sizes, or "
+                "a preset to take them from"
+            )
     towers["text"] = {"eot_id": eot_id} | towers["text"]
     return TwoTowers(**towers, **fields)
+
+
+def _required(tower: type) -> set[str]:
+    """Names of the fields of `tower` that have no default."""
+    return {
+        field.name
+        for field in dataclasses.fields(tower)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    } - {"parent", "name"}

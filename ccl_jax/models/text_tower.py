@@ -18,6 +18,7 @@ class TextTower(nn.Module):
       width: of the transformer.
       depth: number of blocks.
       heads: attention heads of a block.
+      mlp_dim: hidden width of the MLPs; 4 times `width` if None.
       pool: "last" (SigLIP: every position sees every other, padding included, and the last
         is pooled, so the length of the padding matters) or "eot" (CLIP: causal, the first
         end-of-text token is pooled, so that shorter padding gives the same result).
@@ -39,6 +40,7 @@ class TextTower(nn.Module):
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
     dtype: Any = jnp.float32
+    mlp_dim: int | None = None
 
     @nn.compact
     def __call__(self, text: Int[Array, "b t"]) -> Float[Array, "b e"]:
@@ -68,7 +70,7 @@ class TextTower(nn.Module):
         for i in range(self.depth):
             x = EncoderBlock(
                 self.heads,
-                4 * self.width,
+                self.mlp_dim or 4 * self.width,
                 causal=self.pool == "eot",
                 activation=self.activation,
                 norm_eps=self.norm_eps,

@@ -64,6 +64,24 @@ def test_clip_b32_has_the_published_size():
     assert count(found) == 151_277_313 + 1
 
 
+def test_so400m_14_has_the_published_size():
+    found = parameters("So400m/14")
+    assert found["image_tower"]["block_0"]["mlp"]["up"]["kernel"].shape == (1152, 4304)
+    assert found["text_tower"]["block_26"]["mlp"]["up"]["kernel"].shape == (1152, 4304)
+    # As OpenCLIP's profile of its ViT-SO400M-14-SigLIP gives them (the text tower's is that
+    # for 64 tokens).
+    assert count(found["image_tower"]) == pytest.approx(427.68e6, abs=5e3)
+    assert count(found["text_tower"]) == pytest.approx(449.73e6, abs=5e3)
+
+
+def test_a_model_without_a_preset():
+    sizes = PRESETS["tiny"]
+    model = build_model(sizes, eot_id=7)
+    assert model == build_model({"preset": "tiny"}, eot_id=7)
+    named = {"image": sizes["image"], "text": sizes["text"] | {"eot_id": 9}}
+    assert build_model(named, eot_id=7).text["eot_id"] == 9  # a checkpoint's own
+
+
 def test_changes_over_a_preset():
     config = {
         "preset": "tiny",
@@ -88,6 +106,7 @@ def test_changes_over_a_preset():
         ({"preset": "B16"}, "did you mean 'B/16'"),
         ({"preset": "tiny", "image": {"widht": 3}}, "config.model.image.*'width'"),
         ({"preset": "tiny", "text": {"name": "x"}}, "config.model.text has no field 'name'"),
+        ({"image": {"width": 8, "depth": 1}}, "image gives no heads, image_size, patch_size"),
     ],
 )
 def test_unknown_names_are_named(config, message):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccl_jax.models.image_tower import ImageTower
+from ccl_jax.models.image_tower import ImageTower, _patchify, patch_grid
 from ccl_jax.models.layers import Attention, MapHead, PatchEmbedder
 from ccl_jax.models.text_tower import TextTower
 from ccl_jax.models.two_towers import TwoTowers, normalize_image
@@ -104,6 +104,40 @@ def test_patches_are_read_in_rows():
         centred = state - state.mean(axis=1, keepdims=True)
         expected = centred / np.sqrt(centred.var(axis=1, keepdims=True) + 1e-6)
         np.testing.assert_allclose(patches[:, i], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "grid"), [(16, 8, 2), (16, 4, 3), (16, 3, 3), (21, 8, 2)]
+)
+def test_patches_are_those_of_a_convolution(size, stride, grid):
+    rng = np.random.default_rng(7)
+    image = np.float32(rng.normal(size=(2, size, size, 3)))
+    kernel = np.float32(rng.normal(size=(8, 8, 3, 5)))
+    assert patch_grid(size, 8, stride) == grid
+    patches = _patchify(image, grid, 8, stride)
+    expected = jax.lax.conv_general_dilated(
+        image, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = patches @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(found, expected.reshape(2, grid**2, 5), rtol=1e-4, atol=1e-4)
+
+
+def test_overlapping_patches_are_more_tokens():
+    tower = ImageTower(**IMAGE, patch_stride=2)
+    out, variables = jax.eval_shape(
+        lambda: tower.init_with_output(jax.random.key(0), pixels(), tokens=True)
+    )
+    assert out.tokens.shape == (3, 25, 16)
+    assert variables["params"]["position_embedding"].shape == (25, 16)
+
+
+def test_width_of_the_mlps():
+    towers = TwoTowers(image=IMAGE | CLS | {"mlp_dim": 20}, text=TEXT | EOT | {"mlp_dim": 24})
+    params = shapes(towers, pixels(), TOKENS)["params"]
+    assert params["image_tower"]["block_0"]["mlp"]["up"]["kernel"].shape == (16, 20)
+    assert params["text_tower"]["block_0"]["mlp"]["up"]["kernel"].shape == (16, 24)
+    head = shapes(ImageTower(**IMAGE, mlp_dim=20), pixels())["params"]["head"]
+    assert head["mlp"]["down"]["kernel"].shape == (20, 16)
 
 
 @pytest.mark.parametrize(("pool", "width"), [("last", 16), ("eot", 12)])
@@ -229,6 +263,9 @@ def text_tower(**options):
     ("build", "options", "message"),
     [
         (image_tower, {"patch_size": 5}, "16 is not a multiple of patch_size 5"),
+        (image_tower, {"patch_size": 5}, "patch_stride = 5 leaves the remainder out"),
+        (image_tower, {"patch_stride": 9}, "patch_stride 9 must lie between 1 and patch_size 8"),
+        (image_tower, {"patch_stride": 0}, "patch_stride 0 must lie between 1"),
         (image_tower, {"image_size": 32}, r"\(b, 32, 32, 3\); got \(3, 16, 16, 3\)"),
         (image_tower, {"pool": "mean"}, "'map'.*'cls'"),
         (image_tower, {"embed_dim": 12}, "must equal width 16"),
