@@ -1,6 +1,6 @@
 """The objective: a weighted sum of terms, each a loss of `ccl_jax.losses`.
 
-A new term is a function here (or in a file of its own) and a line in `TERMS`.
+A new term is a loss in `ccl_jax.losses` and a line in `TERMS`.
 """
 
 import dataclasses
@@ -17,90 +17,67 @@ from ccl_jax.models.two_towers import Embeddings
 Batch = Mapping[str, Array]
 
 
-def _clip(embeddings: Embeddings, batch: Batch):
-    del batch
-    return losses.clip_loss(embeddings.image, embeddings.text, scale=embeddings.scale)
-
-
-def _siglip(embeddings: Embeddings, batch: Batch):
-    del batch
-    return losses.siglip_loss(
-        embeddings.image, embeddings.text, scale=embeddings.scale, bias=embeddings.bias
-    )
-
-
-def _npc(embeddings: Embeddings, batch: Batch, *, duplicates: str = "negative"):
-    return losses.npc_loss(
-        embeddings.image,
-        embeddings.phrase,
-        batch["phrase_image"],
-        **_concept_arguments(embeddings, batch, duplicates),
-    )
-
-
-def _xac(
-    embeddings: Embeddings,
-    batch: Batch,
-    *,
-    sharpness: float = 1.0,
-    duplicates: str = "negative",
-):
-    return losses.xac_loss(
-        embeddings.image_tokens,
-        embeddings.phrase,
-        batch["phrase_image"],
-        sharpness=sharpness,
-        **_concept_arguments(embeddings, batch, duplicates),
-    )
-
-
-def _concept_arguments(embeddings: Embeddings, batch: Batch, duplicates: str) -> dict[str, Any]:
-    return {
-        "scale": embeddings.scale,
-        "bias": embeddings.bias,
-        "phrase_ids": batch["phrase_text"],
-        "duplicates": duplicates,
-    }
-
-
-def _pacl(
-    embeddings: Embeddings,
-    batch: Batch,
-    *,
-    sharpness: float = 10.0,
-    scores: str = "cosine",
-    values: str = "raw",
-):
-    del batch
-    return losses.pacl_loss(
-        embeddings.patch_emb,
-        embeddings.text,
-        scale=embeddings.scale,
-        sharpness=sharpness,
-        scores=scores,
-        values=values,
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Term:
     """A term of the objective.
 
     Attributes:
-      loss: `(embeddings, batch, **options) -> (loss, metrics)`.
+      loss: a loss of `ccl_jax.losses`.
       needs: the fields of `Embeddings` that it reads; others are not computed.
+      arguments: its arrays from embeddings and batch, by position and by name.
+      defaults: options where training wants another default than the loss has.
     """
 
     loss: Callable[..., tuple[Float[Array, ""], losses.Metrics]]
     needs: frozenset[str]
+    arguments: Callable[[Embeddings, Batch], tuple[tuple[Array, ...], dict[str, Array]]]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def options(self) -> list[str]:
+        """What a config may set beside the weight: all that the loss takes but arrays."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _ARRAYS]
+
+
+_ARRAYS = frozenset(
+    "scale bias text_image where image_where token_where text_ids phrase_ids hard_text_emb "
+    "hard_where axis_name".split()
+)
+
+
+def _captions(e: Embeddings, batch: Batch):
+    return (e.image, e.text), {"scale": e.scale, "text_ids": batch["text"]}
+
+
+def _captions_biased(e: Embeddings, batch: Batch):
+    arrays, named = _captions(e, batch)
+    return arrays, named | {"bias": e.bias}
+
+
+def _patches(e: Embeddings, batch: Batch):
+    return (e.patch_emb, e.text), {"scale": e.scale, "text_ids": batch["text"]}
+
+
+def _phrases(of_image: str):
+    def arguments(e: Embeddings, batch: Batch):
+        named = {"scale": e.scale, "bias": e.bias, "phrase_ids": batch["phrase_text"]}
+        return (getattr(e, of_image), e.phrase, batch["phrase_image"]), named
+
+    return arguments
+
+
+# Pooled similarities go image by image: lighter, and faster where tokens are many.
+_BLOCKS = {"chunk_size": 1}
 
 TERMS: dict[str, Term] = {
-    "clip": Term(_clip, frozenset({"image", "text"})),
-    "siglip": Term(_siglip, frozenset({"image", "text"})),
-    "npc": Term(_npc, frozenset({"image", "phrase"})),
-    "xac": Term(_xac, frozenset({"image_tokens", "phrase"})),
-    "pacl": Term(_pacl, frozenset({"patch_emb", "text"})),
+    "clip": Term(losses.clip_loss, frozenset({"image", "text"}), _captions),
+    "siglip": Term(losses.siglip_loss, frozenset({"image", "text"}), _captions_biased),
+    "npc": Term(losses.npc_loss, frozenset({"image", "phrase"}), _phrases("image")),
+    "xac": Term(
+        losses.xac_loss, frozenset({"image_tokens", "phrase"}), _phrases("image_tokens"), _BLOCKS
+    ),
+    "pacl": Term(losses.pacl_loss, frozenset({"patch_emb", "text"}), _patches, _BLOCKS),
 }
 
 
@@ -124,8 +101,7 @@ def check(objective: Mapping[str, Mapping[str, Any]]) -> None:
                 f"config.objective has no term {name!r}; did you mean {close!r}? "
                 f"Known: {', '.join(TERMS)}"
             )
-        parameters = inspect.signature(TERMS[name].loss).parameters.values()
-        known = ["weight", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+        known = ["weight", *TERMS[name].options]
         for key in entry:
             if key not in known:
                 raise ValueError(
@@ -134,18 +110,30 @@ def check(objective: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def total_loss(
-    objective: Mapping[str, Mapping[str, Any]], embeddings: Embeddings, batch: Batch
+    objective: Mapping[str, Mapping[str, Any]],
+    embeddings: Embeddings,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], losses.Metrics]:
     """The weighted sum of the terms.
+
+    Args:
+      objective: name of a term -> its weight and options.
+      embeddings: with the fields that `needs` names.
+      batch: as the pipeline makes it; only its integers are read.
+      axis_name: mapped axis over which both are split; the loss is that of the whole batch.
 
     Returns:
       The sum, and the metrics: each term's value as `loss/NAME` and its own as `NAME/...`.
     """
     total, metrics = 0.0, {}
     for name, entry in objective.items():
-        options = dict(entry)
+        term = TERMS[name]
+        options = {**term.defaults, **entry}
         weight = options.pop("weight", 1.0)
-        value, details = TERMS[name].loss(embeddings, batch, **options)
+        arrays, named = term.arguments(embeddings, batch)
+        value, details = term.loss(*arrays, **named, axis_name=axis_name, **options)
         total = total + weight * value
         metrics[f"loss/{name}"] = value
         metrics |= {f"{name}/{key}": detail for key, detail in details.items()}

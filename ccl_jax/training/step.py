@@ -1,6 +1,7 @@
 """The training state and the jitted step over it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,15 +10,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from ccl_jax.models.presets import build_model
-from ccl_jax.models.two_towers import TwoTowers, normalize_image
+from ccl_jax.models.two_towers import Embeddings, TwoTowers, normalize_image
 from ccl_jax.training import objective as objectives
 from ccl_jax.training.optimizer import create_optimizer
-from ccl_jax.training.sharding import replicated, sharded
+from ccl_jax.training.sharding import DATA_AXIS, replicated, sharded
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -70,7 +71,7 @@ def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     step = jax.jit(
-        _make_step(config, model, optimizer),
+        _make_step(config, model, optimizer, mesh),
         in_shardings=(whole, sharded(mesh)),
         out_shardings=(whole, whole),
         donate_argnums=0,
@@ -78,11 +79,12 @@ def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
     return Trainer(model, jax.jit(init, out_shardings=whole), step)
 
 
-def _make_step(config, model, optimizer):
+def _make_step(config, model, optimizer, mesh):
     objective = config.objective.to_dict()
     wanted = objectives.needs(objective)
     max_log_scale = math.log(config.optimizer.max_scale)
     mean, std = tuple(config.data.mean), tuple(config.data.std)
+    total_loss = _sharded_loss(objective, mesh)
 
     def loss_fn(params, batch):
         embeddings = model.apply(
@@ -93,7 +95,7 @@ def _make_step(config, model, optimizer):
             image_tokens="image_tokens" in wanted,
             patch_emb="patch_emb" in wanted,
         )
-        return objectives.total_loss(objective, embeddings, batch)
+        return total_loss(embeddings, {k: x for k, x in batch.items() if k != "image"})
 
     def step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -110,3 +112,27 @@ def _make_step(config, model, optimizer):
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _sharded_loss(objective, mesh: Mesh):
+    """`(embeddings, batch) -> (loss, metrics)` of the global batch, split over the devices.
+
+    Under `shard_map`, so that what crosses devices is what the losses say: left to itself
+    the partitioner would gather image tokens.
+    """
+    if mesh.size == 1:
+        return functools.partial(objectives.total_loss, objective)
+    split, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
+    specs = dict.fromkeys(objectives.needs(objective), split) | {"scale": whole, "bias": whole}
+    mapped = jax.shard_map(
+        functools.partial(objectives.total_loss, objective, axis_name=DATA_AXIS),
+        mesh=mesh,
+        in_specs=(Embeddings(**specs), split),
+        out_specs=whole,
+    )
+
+    def total_loss(embeddings: Embeddings, batch):
+        read = {name: getattr(embeddings, name) for name in specs}
+        return mapped(Embeddings(**read), batch)
+
+    return total_loss
