@@ -28,12 +28,13 @@ TRAIN = [
     "optax",
     "orbax-checkpoint",
     "safetensors",
+    "sentencepiece",
     "tensorboard",  # needed by clu, which does not declare it
     "tensorflow",
     "tensorflow-datasets",
     "textblob",
     "tokenizers",
-    "transformers",
+    "transformers>=5",
 ]
 
 setup(
@@ -46,7 +47,8 @@ setup(
     install_requires=["jax>=0.10", "jaxtyping", "numpy"],
     extras_require={
         "train": TRAIN,
-        "test": [*TRAIN, "pytest>=8", "ruff"],
+        "test": [*TRAIN, "pytest>=8", "regex", "ruff"],
+        "ftfy": ["ftfy"],  # OpenAI's cleaning of captions for CLIP, mojibake included
         # CUDA 12 runs on older drivers too; `pip install jax[cuda13]` beside it for 13.
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -1,9 +1,10 @@
-"""Encoded bytes to a square uint8 image: decoding, and the three ways to make it square."""
+"""Encoded bytes to a square uint8 image: decoding, and the ways to make it square."""
 
 import difflib
 import io
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,8 @@ MAX_PIXELS = 100_000_000
 # (some of them start other programs).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _CROP_ATTEMPTS = 10
+# The scaled image of `resize_and_crop` is made whole up to this many times the crop's side.
+_MAX_ASPECT = 64
 _UNREADABLE = "unreadable image"
 
 
@@ -42,47 +45,74 @@ def decode_image(data: bytes, key: str, *, max_pixels: int = MAX_PIXELS) -> Imag
     return _load_rgb(_open(data, key, max_pixels), key)
 
 
-def resize_squash(image: Image.Image, size: int) -> np.ndarray:
+# Filters of Pillow by name; all but "nearest" are antialiased.
+RESAMPLE: dict[str, Image.Resampling] = {
+    name: Image.Resampling[name.upper()]
+    for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+}
+
+
+def resize_squash(image: Image.Image, size: int, *, resample: str = "bicubic") -> np.ndarray:
     """Squashes an image to a square (SigLIP's evaluation transform).
 
     Args:
       image: a PIL image; anything but RGB is converted.
       size: side of the result in pixels.
+      resample: a name in `RESAMPLE`.
 
     Returns:
-      uint8 (size, size, 3), bicubic and antialiased; the very pixels of an image
-      that has this size already.
+      uint8 (size, size, 3); the very pixels of an image that has this size already.
 
     Raises:
-      ValueError: if `size` is not positive.
+      ValueError: if `size` is not positive or `resample` unknown.
     """
-    return _resize(image, size, (0, 0, *image.size))
+    return _resize(image, size, (0, 0, *image.size), resample)
 
 
-def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
-    """Scales the short side to `size` and cuts the centre (CLIP's evaluation transform).
+def resize_and_crop(
+    image: Image.Image,
+    size: int,
+    *,
+    resample: str = "bicubic",
+    crop_share: float = 1.0,
+    floor: bool = False,
+) -> np.ndarray:
+    """Scales the short side and cuts the centre (CLIP's evaluation transform).
 
     Args:
       image: a PIL image; anything but RGB is converted.
       size: side of the result in pixels.
+      resample: a name in `RESAMPLE`.
+      crop_share: share of the scaled short side that is kept: 224 of 256 pixels are 0.875.
+      floor: where the centre lies between two pixels, the upper left one is taken, as by the
+        image processors of transformers; torchvision (OpenAI's and open_clip's code) takes the
+        even one. One pixel of difference in half of these cases.
 
     Returns:
-      uint8 (size, size, 3), bicubic and antialiased; an image whose short side is
-      `size` already is only cut.
+      uint8 (size, size, 3); an image whose short side needs no scaling is only cut.
 
     Raises:
-      ValueError: if `size` is not positive.
+      ValueError: if `size` is not positive, `crop_share` not in (0, 1] or `resample` unknown.
     """
+    _check_size(size)
+    if not 0 < crop_share <= 1:
+        raise ValueError(f"crop_share must lie in (0, 1], got {crop_share}")
+    short = min(image.size)
+    edge = round(size / crop_share)
+    # The truncation is torchvision's and transformers', so that results agree.
+    scaled = [int(edge * side / short) for side in image.size]
+    left, top = ((side - size) // 2 if floor else int(round((side - size) / 2)) for side in scaled)
+    if max(scaled) <= _MAX_ASPECT * edge:
+        if image.mode != "RGB":
+            image = _to_rgb(image)
+        whole = image.resize(scaled, _filter(resample))
+        return np.array(whole.crop((left, top, left + size, top + size)))
+    # The scaled image of a 20000 x 1 strip would fill the memory: the crop is mapped back to
+    # the source and resampled from there.
     width, height = image.size
-    short = min(width, height)
-    # The scaled image is never made, since that of a 20000 x 1 strip would fill the
-    # memory: the crop is mapped back to the source and resampled from there. The
-    # truncation and the rounding are torchvision's, so that results agree.
-    scaled = [int(size * side / short) for side in (width, height)]
-    left, top = (int(round((side - size) / 2)) for side in scaled)
-    step_x, step_y = width / max(scaled[0], 1), height / max(scaled[1], 1)
+    step_x, step_y = width / scaled[0], height / scaled[1]
     box = (left * step_x, top * step_y, (left + size) * step_x, (top + size) * step_y)
-    return _resize(image, size, _clip(box, width, height))
+    return _resize(image, size, _clip(box, width, height), resample)
 
 
 def random_resized_crop(
@@ -92,6 +122,7 @@ def random_resized_crop(
     *,
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    resample: str = "bicubic",
 ) -> np.ndarray:
     """Resizes a random part of an image to a square (the training transform).
 
@@ -102,14 +133,15 @@ def random_resized_crop(
       scale: smallest and largest share of the image's area.
       ratio: smallest and largest width / height of the part, drawn evenly in the log.
         Where no such part fits, the largest central one is used.
+      resample: a name in `RESAMPLE`.
 
     Returns:
-      uint8 (size, size, 3), bicubic and antialiased.
+      uint8 (size, size, 3).
 
     Raises:
-      ValueError: if `size`, `scale` or `ratio` is out of range.
+      ValueError: if `size`, `scale` or `ratio` is out of range, or `resample` unknown.
     """
-    return _resize(image, size, _draw_box(*image.size, rng, scale, ratio))
+    return _resize(image, size, _draw_box(*image.size, rng, scale, ratio), resample)
 
 
 def transform_image(
@@ -120,6 +152,8 @@ def transform_image(
     transform: str,
     rng: np.random.Generator | None = None,
     scale: tuple[float, float] = (0.9, 1.0),
+    resample: str = "bicubic",
+    crop_share: float = 1.0,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decodes an image and makes it square.
@@ -131,14 +165,16 @@ def transform_image(
       transform: a name of `TRANSFORMS`.
       rng: used by "random_resized_crop" alone, which needs it.
       scale: see `random_resized_crop`; used by it alone.
+      resample: a name in `RESAMPLE`.
+      crop_share: see `resize_and_crop`; used by it alone.
       max_pixels: see `decode_image`.
 
     Returns:
       uint8 (size, size, 3).
 
     Raises:
-      ValueError: for an unknown `transform`, a missing `rng`, or a `size` or `scale`
-        out of range.
+      ValueError: for an unknown `transform` or `resample`, a missing `rng`, or a `size`,
+        `scale` or `crop_share` out of range.
       BadRecord: see `decode_image`.
     """
     if transform not in TRANSFORMS:
@@ -147,23 +183,40 @@ def transform_image(
             f"unknown image transform {transform!r}: did you mean {nearest!r}? "
             f"Known: {', '.join(TRANSFORMS)}"
         )
-    return TRANSFORMS[transform](_open(data, key, max_pixels), key, size, rng, scale)
+    options = _Options(rng, scale, resample, crop_share)
+    return TRANSFORMS[transform](_open(data, key, max_pixels), key, size, options)
 
 
-def _squash(opened, key, size, rng, scale):
-    return resize_squash(_load_rgb(opened, key), size)
+class _Options(NamedTuple):
+    rng: np.random.Generator | None
+    scale: tuple[float, float]
+    resample: str
+    crop_share: float
 
 
-def _center_crop(opened, key, size, rng, scale):
-    return resize_and_crop(_load_rgb(opened, key), size)
+def _squash(opened, key, size, options):
+    return resize_squash(_load_rgb(opened, key), size, resample=options.resample)
 
 
-def _random_resized_crop(opened, key, size, rng, scale):
-    if rng is None:
+def _center_crop(opened, key, size, options, floor=False):
+    return resize_and_crop(
+        _load_rgb(opened, key),
+        size,
+        resample=options.resample,
+        crop_share=options.crop_share,
+        floor=floor,
+    )
+
+
+def _center_crop_floor(opened, key, size, options):
+    return _center_crop(opened, key, size, options, floor=True)
+
+
+def _random_resized_crop(opened, key, size, options):
+    if options.rng is None:
         raise ValueError("'random_resized_crop' needs rng=, a numpy.random.Generator")
-    if size < 1:
-        raise ValueError(f"the image size must be at least 1, got {size}")
-    box = _draw_box(*opened.size, rng, scale, (3 / 4, 4 / 3))
+    _check_size(size)
+    box = _draw_box(*opened.size, options.rng, options.scale, (3 / 4, 4 / 3))
     # A JPEG decodes several times faster at 1/2, 1/4 or 1/8 of its size. That is enough
     # as long as the part still has `size` pixels a side. Only in training: evaluation
     # keeps to the published preprocessing.
@@ -177,12 +230,14 @@ def _random_resized_crop(opened, key, size, rng, scale):
     factor = width / drafted[1][2] if drafted else 1
     image = _load_rgb(opened, key)
     box = tuple(side / factor for side in box)
-    return _resize(image, size, _clip(box, *image.size))
+    return _resize(image, size, _clip(box, *image.size), options.resample)
 
 
+# "center_crop" rounds as OpenAI's and open_clip's code, "center_crop_floor" as transformers.
 TRANSFORMS: dict[str, Callable[..., np.ndarray]] = {
     "squash": _squash,
     "center_crop": _center_crop,
+    "center_crop_floor": _center_crop_floor,
     "random_resized_crop": _random_resized_crop,
 }
 
@@ -237,12 +292,22 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def _resize(image, size, box):
-    if size < 1:
-        raise ValueError(f"the image size must be at least 1, got {size}")
+def _resize(image, size, box, resample):
+    _check_size(size)
     if image.mode != "RGB":
         image = _to_rgb(image)
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.array(image.resize((size, size), _filter(resample), box=box))
+
+
+def _check_size(size):
+    if size < 1:
+        raise ValueError(f"the image size must be at least 1, got {size}")
+
+
+def _filter(resample):
+    if resample not in RESAMPLE:
+        raise ValueError(f"unknown filter {resample!r}: resample is one of {', '.join(RESAMPLE)}")
+    return RESAMPLE[resample]
 
 
 def _clip(box, width, height):

@@ -130,18 +130,27 @@ def test_transparency_shows_white():
     assert decode_image(encode(grey), "k").getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("size", [(90, 60), (60, 91), (33, 32), (20, 50), (64, 64)])
-def test_resize_and_crop_is_resize_then_crop(size):
-    # Mid-range, because Pillow clips between its two passes and may swap them.
-    image = Image.fromarray(np.asarray(noise(*size)) // 2 + 64)
-    side = 32
-    short = min(size)
-    scaled = image.resize([int(side * length / short) for length in size], BICUBIC)
-    left, top = (round((length - side) / 2) for length in scaled.size)
-    expected = np.asarray(scaled.crop((left, top, left + side, top + side)))
-    result = resize_and_crop(image, side)
-    assert result.dtype == np.uint8 and result.shape == (side, side, 3)
-    np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=2)
+@pytest.mark.parametrize("size", [(90, 60), (60, 91), (33, 32), (20, 50), (64, 64), (700, 20)])
+@pytest.mark.parametrize("resample, crop_share", [("bicubic", 1.0), ("bilinear", 0.8)])
+def test_resize_and_crop_is_resize_then_crop(size, resample, crop_share):
+    image, side = noise(*size), 32
+    edge, short = round(side / crop_share), min(size)
+    filters = {"bicubic": BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    scaled = image.resize([int(edge * length / short) for length in size], filters[resample])
+    for floor, rounded in ((False, round), (True, int)):
+        left, top = (rounded((length - side) / 2) for length in scaled.size)
+        expected = np.asarray(scaled.crop((left, top, left + side, top + side)))
+        result = resize_and_crop(image, side, resample=resample, crop_share=crop_share, floor=floor)
+        assert result.dtype == np.uint8 and result.shape == (side, side, 3)
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_strips_are_resampled_from_where_they_are_cut():
+    # Smooth, because Pillow clips between its two passes and swaps them here.
+    strip = ramp(6000, 40)
+    scaled = strip.resize((4800, 32), BICUBIC)
+    expected = np.asarray(scaled.crop((2384, 0, 2416, 32))).astype(int)
+    np.testing.assert_allclose(resize_and_crop(strip, 32).astype(int), expected, atol=1)
 
 
 def test_resize_and_crop_keeps_pixels_of_the_right_height():
@@ -173,7 +182,7 @@ def test_downscaling_is_antialiased():
     np.testing.assert_allclose(result[4:-4].astype(int), 127, atol=2)
 
 
-@pytest.mark.parametrize("transform", ["squash", "center_crop"])
+@pytest.mark.parametrize("transform", ["squash", "center_crop", "center_crop_floor"])
 def test_images_of_the_right_size_are_untouched(transform):
     image = noise(24, 24)
     result = transform_image(encode(image), "k", size=24, transform=transform)
@@ -269,6 +278,12 @@ def test_wrong_options_say_what_to_change():
     for transform in TRANSFORMS:
         with pytest.raises(ValueError, match="size must be at least 1, got 0"):
             transform_image(data, "k", size=0, transform=transform, rng=rng)
+    for transform in TRANSFORMS:
+        with pytest.raises(ValueError, match="unknown filter 'cubic'.* bicubic, lanczos"):
+            transform_image(data, "k", size=8, transform=transform, rng=rng, resample="cubic")
+    for crop_share in (0.0, 1.1):
+        with pytest.raises(ValueError, match="crop_share must lie in"):
+            transform_image(data, "k", size=8, transform="center_crop", crop_share=crop_share)
     for scale in [(0.0, 1.0), (0.9, 0.5), (0.5, 1.5)]:
         with pytest.raises(ValueError, match="scale must be"):
             random_resized_crop(noise(9, 9), 8, rng, scale=scale)
