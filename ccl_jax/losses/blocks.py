@@ -5,7 +5,7 @@ of them belong together, and loops over blocks of them.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -19,6 +19,9 @@ from ccl_jax.losses.targets import Duplicates, Pairing, block_targets
 BLOCK_ELEMENTS = 1 << 19
 
 
+ChunkSize = int | Literal["auto"] | None
+
+
 class Spec(NamedTuple):
     """Static options; hashable, as custom derivatives need them.
 
@@ -26,13 +29,14 @@ class Spec(NamedTuple):
       pooling: of the similarities; None for plain products.
       duplicates: see `targets.block_targets`.
       label_smoothing: share of a target given to its opposite, or to all texts.
-      chunk_size: images of a block; None for dense.
+      chunk_size: images of a block; "auto" for as many as `BLOCK_ELEMENTS` allows, None for
+        dense.
     """
 
     pooling: Pooling | None
     duplicates: Duplicates
     label_smoothing: float
-    chunk_size: int | None
+    chunk_size: ChunkSize
 
 
 class Side(NamedTuple):
@@ -65,6 +69,14 @@ class Side(NamedTuple):
             return positive, where
         where = where & jax.lax.dynamic_slice_in_dim(self.where, first_image, images)[:, None]
         return positive & where, where
+
+
+def resolve(spec: Spec, images: Float[Array, "b *l d"], texts: int) -> Spec:
+    """`spec` with a number in place of "auto"."""
+    if spec.chunk_size != "auto":
+        return spec
+    chunk_size = BLOCK_ELEMENTS // (_tokens(images) * texts)
+    return spec._replace(chunk_size=min(max(chunk_size, 1), images.shape[0]))
 
 
 def for_blocks(total: int, size: int, body: Callable[[Any, int, Any], Any], carry: Any) -> Any:
@@ -108,8 +120,7 @@ def prepare(
 
 def text_block(images: Float[Array, "b *l d"], rows: int) -> int:
     """Texts of a block of `rows` images, so that its largest arrays have about BLOCK_ELEMENTS."""
-    tokens = images.shape[1] if images.ndim == 3 else 1
-    return max(128, BLOCK_ELEMENTS // (rows * tokens))
+    return max(128, BLOCK_ELEMENTS // (rows * _tokens(images)))
 
 
 def add_at(
@@ -125,3 +136,7 @@ def put_at(
 ) -> Float[Array, "n *d"]:
     """`x` with `block` in place of its rows from `start` on."""
     return jax.lax.dynamic_update_slice_in_dim(x, block, start, 0)
+
+
+def _tokens(images):
+    return images.shape[1] if images.ndim == 3 else 1

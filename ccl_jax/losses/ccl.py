@@ -10,6 +10,7 @@ from typing import Literal
 from jaxtyping import Array, Bool, Float, Int
 
 from ccl_jax.losses import diagnostics, inputs
+from ccl_jax.losses.blocks import ChunkSize
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.contrastive import Scalar, siglip_loss
 from ccl_jax.losses.diagnostics import Metrics
@@ -28,7 +29,7 @@ def npc_loss(
     phrase_ids: Int[Array, "n t"] | None = None,
     duplicates: Duplicates = "negative",
     label_smoothing: float = 0.0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Noun-phrase contrast (NPC): each phrase against the global embedding of every image.
@@ -100,7 +101,7 @@ def xac_loss(
     phrase_ids: Int[Array, "n t"] | None = None,
     duplicates: Duplicates = "negative",
     label_smoothing: float = 0.0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-modal attention contrast (XAC): each phrase against its own view of every image.
@@ -121,7 +122,7 @@ def xac_loss(
       phrase_ids: as in `npc_loss`.
       duplicates: as in `npc_loss`.
       label_smoothing: as in `siglip_loss`.
-      chunk_size: as in `siglip_loss`; 1 is fast and light where tokens are many.
+      chunk_size: as in `siglip_loss`.
       axis_name: as in `npc_loss`; image tokens never leave their device.
 
     Returns:
@@ -187,7 +188,7 @@ def ccl_loss(
     phrase_ids: Int[Array, "p t"] | None = None,
     duplicates: Duplicates = "negative",
     label_smoothing: float = 0.0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The whole objective: SigLIP + npc_weight NPC + xac_weight XAC, as published.

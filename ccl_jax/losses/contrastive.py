@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ccl_jax.losses import diagnostics, inputs
+from ccl_jax.losses.blocks import ChunkSize
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.diagnostics import Metrics
 from ccl_jax.losses.sigmoid import Exchange, sigmoid_loss
@@ -26,7 +27,7 @@ def clip_loss(
     hard_text_emb: Float[Array, "h d"] | None = None,
     hard_where: Bool[Array, " h"] | None = None,
     label_smoothing: float = 0.0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Symmetric softmax contrastive loss (InfoNCE), averaged over images and captions.
@@ -56,8 +57,9 @@ def clip_loss(
         the images, never an answer.
       hard_where: hard captions that count, all by default.
       label_smoothing: share of a target that goes evenly to all choices.
-      chunk_size: images of a block. None keeps all logits; in blocks they are computed twice
-        and nothing of the size b x n is kept. Same value and gradient.
+      chunk_size: images of a block, or "auto" for as many as fit caches. None keeps all
+        logits; in blocks they are computed twice and nothing of the size b x n is kept. Same
+        value and gradient.
       axis_name: axis of `jax.shard_map` over which images and captions are split; the loss is
         that of the global batch. Embeddings, owners and ids of captions are gathered: n d + n
         (t + 2) numbers for n captions, and n d in the backward pass; of images, nothing.
@@ -112,7 +114,7 @@ def siglip_loss(
     hard_text_emb: Float[Array, "h d"] | None = None,
     hard_where: Bool[Array, " h"] | None = None,
     label_smoothing: float = 0.0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     axis_name: AxisName | None = None,
     exchange: Exchange = "gather",
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -135,8 +137,9 @@ def siglip_loss(
       hard_text_emb: captions that are wrong for every image; not in the divisor.
       hard_where: as in `clip_loss`.
       label_smoothing: e moves the targets from 1 and 0 to 1 - e / 2 and e / 2.
-      chunk_size: images of a block. None keeps all logits; in blocks nothing of the size
-        b x n is kept and nothing computed twice. Same value and gradient.
+      chunk_size: images of a block, or "auto" for as many as fit caches. None keeps all
+        logits; in blocks nothing of the size b x n is kept and nothing computed twice. Same
+        value and gradient.
       axis_name: as in `clip_loss`.
       exchange: how captions come to the other devices, over `axis_name`. With n captions in
         all and W devices, a device receives in float32, forward and backward together:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ccl_jax.losses import collectives
-from ccl_jax.losses.blocks import Spec
+from ccl_jax.losses.blocks import ChunkSize, Spec
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.kernels import Pooling
 from ccl_jax.losses.targets import Duplicates
@@ -31,7 +31,7 @@ class Columns(NamedTuple):
 def make_spec(
     duplicates: Duplicates,
     label_smoothing: float,
-    chunk_size: int | None,
+    chunk_size: ChunkSize,
     pooling: Pooling | None = None,
 ) -> Spec:
     """The static options.
@@ -45,8 +45,11 @@ def make_spec(
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing!r}: use a number in [0, 1)")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size!r}: use a number of images, or None for dense")
+    right = chunk_size > 0 if isinstance(chunk_size, int) else chunk_size in ("auto", None)
+    if not right:
+        raise ValueError(
+            f"chunk_size={chunk_size!r}: use a number of images, 'auto', or None for dense"
+        )
     return Spec(pooling, duplicates, label_smoothing, chunk_size)
 
 
@@ -161,4 +164,5 @@ def columns(
         if ids is not None:
             ids = jnp.concatenate([ids, jnp.full((h, ids.shape[1]), -1, ids.dtype)])
     # A masked text may hold anything, NaN included: it reaches neither value nor gradient.
-    return Columns(jnp.where(real[:, None], emb, 0), image, real, ids)
+    emb = jnp.where(real[:, None], emb, 0)
+    return Columns(emb, image, jnp.asarray(real), None if ids is None else jnp.asarray(ids))

@@ -9,6 +9,7 @@ from typing import Literal
 from jaxtyping import Array, Bool, Float, Int
 
 from ccl_jax.losses import diagnostics, inputs
+from ccl_jax.losses.blocks import ChunkSize
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.contrastive import Scalar
 from ccl_jax.losses.diagnostics import Metrics
@@ -33,7 +34,7 @@ def pacl_loss(
     hard_text_emb: Float[Array, "h d"] | None = None,
     hard_where: Bool[Array, " h"] | None = None,
     label_smoothing: float = 0.0,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Symmetric InfoNCE over the compatibilities phi(image i, caption j) of all pairs.
@@ -58,7 +59,7 @@ def pacl_loss(
       hard_text_emb: as in `clip_loss`.
       hard_where: as in `clip_loss`.
       label_smoothing: as in `clip_loss`.
-      chunk_size: as in `clip_loss`; 1 is fast and light where tokens are many.
+      chunk_size: as in `clip_loss`.
       axis_name: as in `clip_loss`; image tokens never leave their device.
 
     Returns:

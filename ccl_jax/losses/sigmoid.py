@@ -62,6 +62,7 @@ def sigmoid_loss(
     texts = columns.emb if ring else collectives.gather(columns.emb, axis_name)
     dtype = kernels.accumulate(texts).dtype
     scalars = jnp.asarray(scale, dtype), jnp.asarray(bias, dtype)
+    spec = blocks.resolve(spec, images, image.shape[0])
     arguments = collectives.unify(images, texts, *scalars, side)
     if ring:
         total, counts = _ring(spec, axis_name, *arguments)

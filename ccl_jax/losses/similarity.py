@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ccl_jax.losses import blocks, collectives, inputs, kernels
-from ccl_jax.losses.blocks import Side, Spec
+from ccl_jax.losses.blocks import ChunkSize, Side, Spec
 from ccl_jax.losses.kernels import Pooling
 
 
@@ -24,7 +24,7 @@ def pooled_similarity(
     scores: Literal["dot", "cosine"] = "dot",
     values: Literal["raw", "normalized"] = "raw",
     token_where: Bool[Array, "b l"] | None = None,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
 ) -> Float[Array, "b n"]:
     """Similarity of every text with every image, pooled as that text attends to it.
 
@@ -44,8 +44,9 @@ def pooled_similarity(
       scores: `cosine` divides each score by the token's norm before the softmax.
       values: `normalized` pools unit tokens instead of the tokens as given.
       token_where: tokens that count, all by default. An image without any has similarity 0.
-      chunk_size: images of a block, whose intermediate values alone are kept; None for all
-        at once. The result is the same. In blocks only reverse differentiation works.
+      chunk_size: images of a block, whose intermediate values alone are kept; "auto" for as
+        many as fit caches, None for all at once. The result is the same. In blocks only
+        reverse differentiation works.
 
     Returns:
       (b, n) similarities in float32, or float64 for float64 inputs; each in [-1, 1].
@@ -68,6 +69,7 @@ def pooled_similarity(
     spec = inputs.make_spec("negative", 0.0, chunk_size, pooling)
     if chunk_size is None:
         return blocks.similarities(pooling, image_tokens, token_where, text_emb)[0]
+    spec = blocks.resolve(spec, image_tokens, text_emb.shape[0])
     return _in_blocks(spec, *collectives.unify(image_tokens, text_emb, token_where))
 
 
@@ -79,7 +81,7 @@ def check_pooling(
     scores: Literal["dot", "cosine"],
     values: Literal["raw", "normalized"],
     token_where: Bool[Array, "b l"] | None,
-    chunk_size: int | None,
+    chunk_size: ChunkSize,
 ) -> Pooling:
     """Checks tokens, texts and options of a pooled similarity, and puts the options together.
 

@@ -53,6 +53,7 @@ def softmax_loss(
     side = Side(rows, tokens_where, image_where, pair(image, real, ids))
     texts = collectives.gather(columns.emb, axis_name)
     scale = jnp.asarray(scale, kernels.accumulate(texts).dtype)
+    spec = blocks.resolve(spec, images, texts.shape[0])
     sums, pairs, counts = _softmax_sums(spec, *collectives.unify(images, texts, scale, side))
     of_rows = _mean_cross_entropy(spec.label_smoothing, *sums[:3], *pairs[:2], axis_name=axis_name)
     column_lse = collectives.logsumexp(sums.column_lse, axis_name)

@@ -63,6 +63,15 @@ def test_npc_of_a_phrase_that_two_images_share(duplicates, pairs, positives):
     np.testing.assert_allclose(metrics["positive_logit_mean"], np.mean(positives))
 
 
+def test_numpy_arrays_do_as_well():
+    owner, ids = np.array([0, 1], np.int32), np.array([[7], [8]], np.int32)
+    arrays = np.eye(2, dtype=np.float32)[:, None], np.eye(2, dtype=np.float32), owner
+    options = {"phrase_ids": ids, "duplicates": "positive", **SHARED}
+    for chunk_size in (None, 1):
+        loss, _ = losses.xac_loss(*arrays, chunk_size=chunk_size, **options)
+        np.testing.assert_allclose(loss, softplus(-3) + softplus(1), rtol=1e-6)
+
+
 def test_targets_with_padding_that_reads_like_a_phrase():
     image, ids = jnp.array([0, 1, -1]), jnp.array([[7], [8], [7]])
     pairing = targets.pair(image, image >= 0, ids)
