@@ -36,6 +36,8 @@ class PipelineOptions:
         multiple of it, so that a phrase lies on the device of its image.
       transform: a name in `images.TRANSFORMS`.
       crop_scale: least and greatest share of the area that a random crop keeps.
+      resample: a name in `images.RESAMPLE`.
+      crop_share: side of a centre crop, as a share of the shortest edge.
       max_bad_share: share of the records that may be unusable before the run stops.
       workers: groups prepared in parallel.
       seed: of order, caption draw, crops and phrase draw.
@@ -49,6 +51,8 @@ class PipelineOptions:
     phrase_group: int = 8
     transform: str = "random_resized_crop"
     crop_scale: tuple[float, float] = (0.9, 1.0)
+    resample: str = "bicubic"
+    crop_share: float = 1.0
     max_bad_share: float = 0.05
     workers: int = 2
     seed: int = 0
@@ -176,7 +180,8 @@ class TrainingBatches:
         dropped = max(len(owned) - budget, 0)
         if dropped:
             owned = [owned[i] for i in sorted(rng.permutation(len(owned))[:budget])]
-        text = np.zeros((budget, self.options.phrase_length), np.int32)
+        shape = (budget, self.options.phrase_length)
+        text = np.full(shape, self.tokenizer.pad_id, np.int32)
         image = np.full(budget, -1, np.int32)
         text[: len(owned)] = self.tokenizer([p for _, p in owned], self.options.phrase_length)
         image[: len(owned)] = [row for row, _ in owned]
@@ -207,6 +212,8 @@ class TrainingBatches:
             transform=self.options.transform,
             rng=rng,
             scale=self.options.crop_scale,
+            resample=self.options.resample,
+            crop_share=self.options.crop_share,
         )
 
     def _caption(self, record: Record, epoch: int) -> int:

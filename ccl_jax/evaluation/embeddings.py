@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ccl_jax.data.text import Tokenizer
+from ccl_jax.models.image_tower import patch_grid
 from ccl_jax.models.two_towers import Embeddings, TwoTowers, normalize_image
 
 
@@ -17,6 +18,7 @@ class Predictor:
       params: the model's parameters; set it to evaluate others without a new compilation.
       image_size: side of the images in pixels.
       transform: how images are brought to that size, a name in `images.TRANSFORMS`.
+      image_options: all that `transform_image` needs to know to do so.
       grid: rows and columns of the patch tokens.
     """
 
@@ -27,6 +29,8 @@ class Predictor:
         tokenizer: Tokenizer,
         *,
         transform: str = "squash",
+        resample: str = "bicubic",
+        crop_share: float = 1.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         batch_size: int = 256,
@@ -38,6 +42,8 @@ class Predictor:
           params: their parameters.
           tokenizer: of the model's texts.
           transform: a name in `images.TRANSFORMS`.
+          resample: a name in `images.RESAMPLE`.
+          crop_share: side of a centre crop, as a share of the shortest edge.
           mean: per channel, subtracted from pixels in [0, 1].
           std: per channel, divides them after that.
           batch_size: images or texts in one call of the model.
@@ -45,7 +51,15 @@ class Predictor:
         self.params = params
         self.image_size = model.image["image_size"]
         self.transform = transform
-        self.grid = (self.image_size // model.image["patch_size"],) * 2
+        self.image_options = {
+            "size": self.image_size,
+            "transform": transform,
+            "resample": resample,
+            "crop_share": crop_share,
+        }
+        image = model.image
+        side = patch_grid(image["image_size"], image["patch_size"], image.get("patch_stride"))
+        self.grid = (side, side)
         self._tokenizer = tokenizer
         self._length = model.text["length"]
         self._batch_size = batch_size

@@ -77,9 +77,7 @@ def _short(text: str, width: int, lines: int) -> str:
 
 def _maps(predictor: Predictor, record: Record, phrases: Sequence[str]):
     """The image as a predictor sees it, and its similarity maps f32 (phrases, rows, cols)."""
-    image = transform_image(
-        record.image, record.key, size=predictor.image_size, transform=predictor.transform
-    )
+    image = transform_image(record.image, record.key, **predictor.image_options)
     tokens = predictor.image_tokens(image[None])[0]
     scores = cosine_scores(embed_texts(predictor, phrases), tokens)
     return image, scores.reshape(len(phrases), *predictor.grid)

@@ -56,9 +56,7 @@ def iterate_images(
             if wanted is not None and not wanted(record):
                 passed_over += 1
                 continue
-            image = transform_image(
-                record.image, record.key, size=predictor.image_size, transform=predictor.transform
-            )
+            image = transform_image(record.image, record.key, **predictor.image_options)
         except BadRecord as error:
             logging.warning("Skipped a record of %s: %s", source.name, error)
             skipped[error.reason] += 1

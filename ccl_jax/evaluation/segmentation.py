@@ -168,7 +168,7 @@ def pointing_hit(similarity: np.ndarray, counts: np.ndarray, targets: Collection
     return bool(pixels[is_target].max(initial=0) > pixels[~is_target].max(initial=0))
 
 
-def _aligned_mask(record: Record, source: Source, transform: str) -> np.ndarray:
+def _aligned_mask(record: Record, source: Source, image_options: dict) -> np.ndarray:
     """The instance mask of what the model saw: all of it, or its central square."""
     hint = "choose a source and a split with masks"
     mask = np.asarray(required_extra(record, "mask", source, hint)).astype(np.int64)
@@ -178,9 +178,9 @@ def _aligned_mask(record: Record, source: Source, transform: str) -> np.ndarray:
             f"mask of record {record.key!r} has object {mask.max()} but object_labels has "
             f"{len(labels)} entries; it needs one per object"
         )
-    if transform == "center_crop":
+    if image_options["transform"].startswith("center_crop"):
         height, width = mask.shape
-        side = min(height, width)
+        side = round(min(height, width) * image_options.get("crop_share", 1.0))
         top, left = (height - side) // 2, (width - side) // 2
         mask = mask[top : top + side, left : left + side]
     return mask
@@ -245,7 +245,7 @@ def run(
     for images, records in iterate_images(source, predictor, limit=limit, chunk_size=32):
         phrase_emb = _phrase_embeddings(predictor, records)
         for tokens, record in zip(predictor.image_tokens(images), records, strict=True):
-            mask = _aligned_mask(record, source, predictor.transform)
+            mask = _aligned_mask(record, source, predictor.image_options)
             labels = record.extra["object_labels"]
             scores = cosine_scores(tokens, class_emb).reshape(*predictor.grid, len(class_emb))
             truth = np.asarray([IGNORE, *labels])[mask]

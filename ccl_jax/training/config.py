@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ccl_jax.data.images import RESAMPLE
 from ccl_jax.data.pipeline import PipelineOptions
 from ccl_jax.models.presets import build_model
 from ccl_jax.training import objective
@@ -17,6 +18,11 @@ def default_config() -> ConfigDict:
     """A config with every field; `configs/*.py` start from it and change what they need."""
     config = ConfigDict()
     config.seed = 0
+
+    # Trained towers to start from: a folder or hub name of a SiglipModel, Siglip2Model, CLIPModel
+    # or OpenCLIP model, a big_vision .npz, or the folder of a run of ours. Empty: from scratch.
+    # Sizes then come from there, and config.model.image and .text change them.
+    config.init_from = ""
 
     # What is trained: name of a term -> {"weight": float, options of the term}. The names
     # are those of `training.objective.TERMS`.
@@ -28,7 +34,7 @@ def default_config() -> ConfigDict:
     config.run_order = ()
 
     config.model = ConfigDict()
-    config.model.preset = "B/16"  # a name in models.presets.PRESETS
+    config.model.preset = "B/16"  # a name in models.presets.PRESETS; unused with init_from
     config.model.image = ConfigDict()  # fields of ImageTower over the preset's
     config.model.text = ConfigDict()  # fields of TextTower over the preset's
     config.model.patch_embedder = False  # PACL's
@@ -42,6 +48,10 @@ def default_config() -> ConfigDict:
     config.data.transform = "random_resized_crop"  # a name in data.images.TRANSFORMS
     config.data.crop_scale = (0.9, 1.0)  # share of the area that a crop keeps
     config.data.eval_transform = "squash"
+    config.data.resample = "bicubic"  # a name in data.images.RESAMPLE
+    config.data.crop_share = 1.0  # side of a centre crop, as a share of the shortest edge
+    # With init_from, how images are prepared: as the "checkpoint" says, or as the "config" does.
+    config.data.image_options = "checkpoint"
     config.data.mean = (0.5, 0.5, 0.5)  # per channel, of pixels in [0, 1]
     config.data.std = (0.5, 0.5, 0.5)
     config.data.phrase_length = 16  # tokens of a phrase
@@ -49,6 +59,9 @@ def default_config() -> ConfigDict:
     config.data.phrase_group = 8  # images that share a budget; divides a device's share
     config.data.max_bad_share = 0.05  # of the records, before the run stops
     config.data.workers = 2  # groups prepared in parallel
+    # Folder or file of a tokenizer, or "train" for one of the captions' own. Empty: that of
+    # init_from where there is one, else trained.
+    config.data.tokenizer = ""
     config.data.tokenizer_captions = 50_000  # captions that the tokenizer is trained on
 
     config.optimizer = ConfigDict()
@@ -127,6 +140,14 @@ def check_config(config: ConfigDict, devices: int = 1) -> None:
             f"config.data.batch_size = {batch_size} does not divide over {devices} devices in "
             f"groups of config.data.phrase_group = {group} images; choose a multiple of "
             f"{devices * group}, or a smaller group"
+        )
+    if config.data.resample not in RESAMPLE:
+        hint = nearest(config.data.resample, RESAMPLE)
+        raise ValueError(f"config.data.resample = {config.data.resample!r}; {hint}")
+    if config.data.image_options not in ("checkpoint", "config"):
+        raise ValueError(
+            f"config.data.image_options = {config.data.image_options!r}; use 'checkpoint' or "
+            "'config'"
         )
     if "kind" not in config.data.source:
         raise ValueError("config.data.source names no kind; e.g. {'kind': 'webdataset', ...}")

@@ -1,31 +1,27 @@
 """A run from config to report: train, evaluate, draw, write; resume where it stopped."""
 
-import itertools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from ccl_jax.data.pipeline import TrainingBatches
-from ccl_jax.data.records import BadRecord, Source
 from ccl_jax.data.sources import open_source
-from ccl_jax.data.text import Tokenizer
+from ccl_jax.data.text_formats import open_tokenizer
 from ccl_jax.evaluation import report, runner
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.heatmaps import draw_heatmaps
-from ccl_jax.models.presets import build_model
 from ccl_jax.training import config as configs
+from ccl_jax.training import pretrained
 from ccl_jax.training.checkpoints import Checkpoints
 from ccl_jax.training.metrics import MetricsWriter, Progress
-from ccl_jax.training.sharding import create_mesh, replicated, to_devices
-from ccl_jax.training.step import Trainer, TrainState, create_trainer
+from ccl_jax.training.sharding import create_mesh, to_devices
+from ccl_jax.training.step import Trainer, TrainState, abstract_state, create_trainer
 
 RESULTS = "results.json"
 
@@ -47,11 +43,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         with another config.
     """
     singles = configs.run_configs(config)
+    folders = {name: os.path.join(workdir, name) if name else workdir for name in singles}
+    singles = {name: pretrained.settle(singles[name], folders[name]) for name in singles}
     for single in singles.values():
         configs.check_config(single, jax.device_count())
         runner.check(single.evaluators.to_dict())
     _claim(workdir, config)
-    folders = {name: os.path.join(workdir, name) if name else workdir for name in singles}
     if all(os.path.exists(os.path.join(folder, RESULTS)) for folder in folders.values()):
         print(f"Nothing to do: {workdir} holds a finished run.", file=sys.stderr)
     done = {}
@@ -95,11 +92,12 @@ def load_predictor(config: ConfigDict, workdir: str) -> Predictor:
     Raises:
       ValueError: if there is no checkpoint or no tokenizer.
     """
-    tokenizer = Tokenizer.load(os.path.join(workdir, "tokenizer.json"))
+    config = pretrained.settle(config, workdir)
+    tokenizer = open_tokenizer(workdir)
     mesh = create_mesh()
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
     checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(_abstract(trainer, mesh))
+    state = checkpoints.restore(abstract_state(trainer, mesh))
     checkpoints.close()
     return _predictor(config, trainer, state, tokenizer)
 
@@ -128,14 +126,15 @@ def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[st
             return json.load(file)
     os.makedirs(workdir, exist_ok=True)
     source = open_source(**config.data.source)
-    tokenizer = _tokenizer(config, source, workdir)
+    pretrained.write_settled(config, workdir)
+    tokenizer = pretrained.run_tokenizer(config, source, workdir)
     mesh = create_mesh()
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     if checkpoints.latest is None:
-        state = trainer.init()
+        state = pretrained.start(config, trainer.init(), mesh)
     else:
-        state = checkpoints.restore(_abstract(trainer, mesh))
+        state = checkpoints.restore(abstract_state(trainer, mesh))
         print(f"{label}: continuing at step {int(state.step):,}", file=sys.stderr)
     predictor = _predictor(config, trainer, state, tokenizer)
     batches = TrainingBatches(source, tokenizer, configs.pipeline_options(config))
@@ -194,45 +193,16 @@ def _train(
     return state, config.data.batch_size / statistics.median(rates or [rate])
 
 
-def _tokenizer(config: ConfigDict, source: Source, workdir: str) -> Tokenizer:
-    """The workdir's tokenizer; trained on the source's captions the first time."""
-    path = os.path.join(workdir, "tokenizer.json")
-    if os.path.exists(path):
-        return Tokenizer.load(path)
-    model = build_model(config.model.to_dict(), eot_id=Tokenizer.eot_id)
-    limit = config.data.tokenizer_captions
-    tokenizer = Tokenizer.train(
-        itertools.islice(_captions(source), limit), model.text["vocab_size"]
-    )
-    tokenizer.save(path)
-    return tokenizer
-
-
-def _captions(source: Source) -> Iterator[str]:
-    for index in range(len(source)):
-        try:
-            yield from source[index].captions
-        except BadRecord as error:
-            logging.warning("No caption for the tokenizer from %s", error)
-
-
 def _predictor(config: ConfigDict, trainer: Trainer, state: TrainState, tokenizer) -> Predictor:
     return Predictor(
         trainer.model,
         state.params,
         tokenizer,
         transform=config.data.eval_transform,
+        resample=config.data.resample,
+        crop_share=config.data.crop_share,
         mean=config.data.mean,
         std=config.data.std,
-    )
-
-
-def _abstract(trainer: Trainer, mesh) -> TrainState:
-    """Shapes, types and placement of the state, without making it."""
-    whole = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        jax.eval_shape(trainer.init),
     )
 
 

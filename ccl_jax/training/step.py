@@ -79,6 +79,15 @@ def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
     return Trainer(model, jax.jit(init, out_shardings=whole), step)
 
 
+def abstract_state(trainer: Trainer, mesh: Mesh) -> TrainState:
+    """Shapes, types and placement of the state, without making it."""
+    whole = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(trainer.init),
+    )
+
+
 def _make_step(config, model, optimizer, mesh):
     objective = config.objective.to_dict()
     wanted = objectives.needs(objective)

@@ -6,7 +6,7 @@ other way. No torch is needed, and pickles are never opened.
 
 from ccl_jax.weights.adapt import adapt, check_vocabulary, merge, resample_positions
 from ccl_jax.weights.huggingface import save, to_huggingface
-from ccl_jax.weights.loading import Pretrained, load, model_config
+from ccl_jax.weights.loading import Pretrained, load, model_config, side_files
 
 __all__ = [
     "Pretrained",
@@ -17,5 +17,6 @@ __all__ = [
     "model_config",
     "resample_positions",
     "save",
+    "side_files",
     "to_huggingface",
 ]

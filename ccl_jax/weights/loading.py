@@ -32,6 +32,7 @@ from ccl_jax.weights.files import (
 )
 
 _CONFIGS = ("config.json", "open_clip_config.json")
+_SIDE_FILES = ("*.json", "*.model", "merges.txt")
 _INDEX = "model.safetensors.index.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _READABLE = (
@@ -129,6 +130,24 @@ def load(
     if wanted != own:
         params = adapt(params, own, wanted)
     return Pretrained(family, wanted, params)
+
+
+def side_files(source: str | os.PathLike) -> Path | None:
+    """The folder with a checkpoint's tokenizer and processor configs, of the hub downloaded.
+
+    None for a source that is a single file.
+
+    Raises:
+      ValueError: as `load` for a source that is not there.
+    """
+    path = Path(source)
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return path
+    if hub.NAME.fullmatch(str(source)):
+        return hub.fetch(str(source), _SIDE_FILES)
+    return _find(source).path
 
 
 def _read(table, tensors: Tensors, model, ignored, source: str) -> dict[str, np.ndarray]:

@@ -44,6 +44,7 @@ class ColourPredictor:
 
     def __init__(self, transform="squash"):
         self.transform = transform
+        self.image_options = {"size": self.image_size, "transform": transform}
         self.seen_texts = []
 
     def images(self, images):
