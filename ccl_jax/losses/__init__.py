@@ -8,6 +8,7 @@ returns `(loss, metrics)`. `scale` is always the multiplier exp(log_scale).
 from ccl_jax.losses.ccl import ccl_loss, npc_loss, xac_loss
 from ccl_jax.losses.contrastive import clip_loss, siglip_loss
 from ccl_jax.losses.diagnostics import Metrics, logit_metrics
+from ccl_jax.losses.gradcache import micro_batched
 from ccl_jax.losses.pacl import pacl_loss
 from ccl_jax.losses.similarity import pooled_similarity, unit
 
@@ -16,6 +17,7 @@ __all__ = [
     "ccl_loss",
     "clip_loss",
     "logit_metrics",
+    "micro_batched",
     "npc_loss",
     "pacl_loss",
     "pooled_similarity",
