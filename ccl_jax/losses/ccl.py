@@ -66,25 +66,9 @@ def npc_loss(
     1.0064
     """
     spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
-    inputs.check_embeddings("image_emb", image_emb, "b d")
-    inputs.check_embeddings("phrase_emb", phrase_emb, "n d")
-    inputs.check_images(image_emb, phrase_emb, None, "image_emb and phrase_emb")
-    columns = inputs.columns(
-        "phrase",
-        phrase_emb,
-        phrase_image,
-        images=image_emb.shape[0],
-        ids=phrase_ids,
-        duplicates=duplicates,
-        axis_name=axis_name,
-    )
-    loss, metrics = sigmoid_loss(
-        spec, image_emb, columns, scale=scale, bias=bias, axis_name=axis_name
-    )
-    return loss, metrics | {
-        "image_norm": diagnostics.mean_norm(image_emb, None, axis_name),
-        "phrase_norm": diagnostics.mean_norm(columns.emb, columns.real, axis_name),
-    }
+    _check_global(image_emb, phrase_emb)
+    phrases = _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name)
+    return _npc(spec, image_emb, phrases, scale, bias, axis_name)
 
 
 def xac_loss(
@@ -144,28 +128,8 @@ def xac_loss(
         image_tokens, "phrase_emb", phrase_emb, sharpness, scores, values, token_where, chunk_size
     )
     spec = inputs.make_spec(duplicates, label_smoothing, chunk_size, pooling)
-    columns = inputs.columns(
-        "phrase",
-        phrase_emb,
-        phrase_image,
-        images=image_tokens.shape[0],
-        ids=phrase_ids,
-        duplicates=duplicates,
-        axis_name=axis_name,
-    )
-    loss, metrics = sigmoid_loss(
-        spec,
-        image_tokens,
-        columns,
-        scale=scale,
-        bias=bias,
-        tokens_where=token_where,
-        axis_name=axis_name,
-    )
-    return loss, metrics | {
-        "token_norm": diagnostics.mean_norm(image_tokens, token_where, axis_name),
-        "phrase_norm": diagnostics.mean_norm(columns.emb, columns.real, axis_name),
-    }
+    phrases = _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name)
+    return _xac(spec, image_tokens, token_where, phrases, scale, bias, axis_name)
 
 
 def ccl_loss(
@@ -231,31 +195,34 @@ def ccl_loss(
     >>> round(float(loss), 4)  # 2.01 times the value of each part
     2.0229
     """
-    shared = {"scale": scale, "bias": bias, "chunk_size": chunk_size, "axis_name": axis_name}
-    concept = shared | {
-        "phrase_ids": phrase_ids,
-        "duplicates": duplicates,
-        "label_smoothing": label_smoothing,
-    }
+    spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
+    pooling = check_pooling(
+        image_tokens, "phrase_emb", phrase_emb, sharpness, scores, values, token_where, chunk_size
+    )
+    _check_global(image_emb, phrase_emb)
+    # Both terms meet the same phrases: they travel once, and so does their gradient.
+    phrases = _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name)
     parts = {
         "contrastive": siglip_loss(
             image_emb,
             text_emb,
+            scale=scale,
+            bias=bias,
             text_image=text_image,
             where=where,
             label_smoothing=label_smoothing,
-            **shared,
+            chunk_size=chunk_size,
+            axis_name=axis_name,
         ),
-        "npc": npc_loss(image_emb, phrase_emb, phrase_image, **concept),
-        "xac": xac_loss(
+        "npc": _npc(spec, image_emb, phrases, scale, bias, axis_name),
+        "xac": _xac(
+            spec._replace(pooling=pooling),
             image_tokens,
-            phrase_emb,
-            phrase_image,
-            sharpness=sharpness,
-            scores=scores,
-            values=values,
-            token_where=token_where,
-            **concept,
+            token_where,
+            phrases,
+            scale,
+            bias,
+            axis_name,
         ),
     }
     weights = {"contrastive": 1.0, "npc": npc_weight, "xac": xac_weight}
@@ -264,3 +231,47 @@ def ccl_loss(
     for name, (_, details) in parts.items():
         metrics |= {f"{name}/{key}": value for key, value in details.items()}
     return total, metrics
+
+
+def _check_global(image_emb, phrase_emb):
+    inputs.check_embeddings("image_emb", image_emb, "b d")
+    inputs.check_embeddings("phrase_emb", phrase_emb, "n d")
+    inputs.check_images(image_emb, phrase_emb, None, "image_emb and phrase_emb")
+
+
+def _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name):
+    columns = inputs.columns(
+        "phrase",
+        phrase_emb,
+        phrase_image,
+        ids=phrase_ids,
+        duplicates=duplicates,
+        axis_name=axis_name,
+    )
+    return inputs.gather(columns, axis_name)
+
+
+def _npc(spec, image_emb, phrases, scale, bias, axis_name):
+    loss, metrics = sigmoid_loss(
+        spec, image_emb, phrases, scale=scale, bias=bias, axis_name=axis_name
+    )
+    return loss, metrics | {
+        "image_norm": diagnostics.mean_norm(image_emb, None, axis_name),
+        "phrase_norm": diagnostics.mean_norm(phrases.own.emb, phrases.own.real, axis_name),
+    }
+
+
+def _xac(spec, image_tokens, token_where, phrases, scale, bias, axis_name):
+    loss, metrics = sigmoid_loss(
+        spec,
+        image_tokens,
+        phrases,
+        scale=scale,
+        bias=bias,
+        tokens_where=token_where,
+        axis_name=axis_name,
+    )
+    return loss, metrics | {
+        "token_norm": diagnostics.mean_norm(image_tokens, token_where, axis_name),
+        "phrase_norm": diagnostics.mean_norm(phrases.own.emb, phrases.own.real, axis_name),
+    }

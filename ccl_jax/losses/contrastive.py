@@ -1,5 +1,7 @@
 """Losses on global embeddings: CLIP's softmax and SigLIP's sigmoid."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -7,11 +9,12 @@ from ccl_jax.losses import diagnostics, inputs
 from ccl_jax.losses.blocks import ChunkSize
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.diagnostics import Metrics
-from ccl_jax.losses.sigmoid import Exchange, sigmoid_loss
+from ccl_jax.losses.sigmoid import sigmoid_loss
 from ccl_jax.losses.softmax import softmax_loss
 from ccl_jax.losses.targets import Duplicates
 
 Scalar = float | Float[Array, ""]
+Exchange = Literal["gather", "ring"]
 
 
 def clip_loss(
@@ -94,8 +97,9 @@ def clip_loss(
         axis_name=axis_name,
     )
     image_emb = _masked(image_emb, image_where)
+    texts = inputs.gather(columns, axis_name)
     loss, metrics = softmax_loss(
-        spec, image_emb, columns, scale=scale, image_where=image_where, axis_name=axis_name
+        spec, image_emb, texts, scale=scale, image_where=image_where, axis_name=axis_name
     )
     return loss, metrics | _norms(image_emb, image_where, columns, axis_name)
 
@@ -161,6 +165,9 @@ def siglip_loss(
     >>> round(float(loss), 4)
     1.0064
     """
+    if exchange not in ("gather", "ring"):
+        raise ValueError(f"exchange={exchange!r}: use 'gather' or 'ring'")
+    ring = exchange == "ring" and axis_name is not None
     spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
     _check(image_emb, text_emb, image_where)
     columns = inputs.columns(
@@ -179,12 +186,12 @@ def siglip_loss(
     loss, metrics = sigmoid_loss(
         spec,
         image_emb,
-        columns,
+        inputs.gather(columns, axis_name, ring=ring),
         scale=scale,
         bias=bias,
         image_where=image_where,
         axis_name=axis_name,
-        exchange=exchange,
+        ring=ring,
     )
     return loss, metrics | _norms(image_emb, image_where, columns, axis_name)
 

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ccl_jax.losses import collectives
+from ccl_jax.losses import collectives, kernels
 from ccl_jax.losses.blocks import ChunkSize, Spec
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.kernels import Pooling
-from ccl_jax.losses.targets import Duplicates
+from ccl_jax.losses.targets import Duplicates, Pairing, pair
 
 
 class Columns(NamedTuple):
@@ -26,6 +26,34 @@ class Columns(NamedTuple):
     image: Int[Array, " n"]
     real: Bool[Array, " n"]
     ids: Int[Array, "n t"] | None
+
+
+class Gathered(NamedTuple):
+    """The texts of all devices, as the loss of one device meets them.
+
+    Attributes:
+      own: the texts of this device.
+      emb: (n, d) embeddings of all; of its own alone where they go round a ring.
+      pairing: what the texts of all belong to.
+    """
+
+    own: Columns
+    emb: Float[Array, "n d"]
+    pairing: Pairing
+
+    def count(self, axis_name: AxisName | None) -> Float[Array, ""]:
+        """Number of texts of the global batch that belong to an image."""
+        dtype = kernels.accumulate(self.emb).dtype
+        return collectives.add(jnp.sum(self.own.image >= 0, dtype=dtype), axis_name)
+
+
+def gather(own: Columns, axis_name: AxisName | None, *, ring: bool = False) -> Gathered:
+    """Brings the texts of all devices together; their gradient is scattered back.
+
+    Losses that share texts share the result, so that texts and gradients travel once.
+    """
+    emb = own.emb if ring else collectives.gather(own.emb, axis_name)
+    return Gathered(own, emb, pair(*collectives.gather(own[1:], axis_name)))
 
 
 def make_spec(
@@ -98,7 +126,7 @@ def columns(
     emb: Float[Array, "n d"],
     image: Int[Array, " n"] | None,
     *,
-    images: int,
+    images: int = 0,
     where: Bool[Array, " n"] | None = None,
     ids: Int[Array, "n t"] | None = None,
     duplicates: Duplicates = "negative",
@@ -113,7 +141,7 @@ def columns(
       emb: embeddings.
       image: row of the global batch that each belongs to, -1 for padding; None if text i
         belongs to image i.
-      images: number of images of this device.
+      images: number of images of this device; needed where `image` is None.
       where: texts that count.
       ids: token ids, needed unless `duplicates` is "negative".
       duplicates: see `targets.block_targets`.

@@ -90,8 +90,9 @@ def pacl_loss(
         hard_where=hard_where,
         axis_name=axis_name,
     )
+    texts = inputs.gather(columns, axis_name)
     loss, metrics = softmax_loss(
-        spec, image_tokens, columns, scale=scale, tokens_where=token_where, axis_name=axis_name
+        spec, image_tokens, texts, scale=scale, tokens_where=token_where, axis_name=axis_name
     )
     return loss, metrics | {
         "token_norm": diagnostics.mean_norm(image_tokens, token_where, axis_name),

@@ -6,7 +6,7 @@ kept.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,20 @@ from jaxtyping import Array, Bool, Float, Int
 from ccl_jax.losses import blocks, collectives, diagnostics, kernels
 from ccl_jax.losses.blocks import Side, Spec
 from ccl_jax.losses.collectives import AxisName
-from ccl_jax.losses.inputs import Columns
-from ccl_jax.losses.targets import pair
-
-Exchange = Literal["gather", "ring"]
+from ccl_jax.losses.inputs import Gathered
 
 
 def sigmoid_loss(
     spec: Spec,
     images: Float[Array, "b *l d"],
-    columns: Columns,
+    texts: Gathered,
     *,
     scale: float | Float[Array, ""],
     bias: float | Float[Array, ""],
     tokens_where: Bool[Array, "b l"] | None = None,
     image_where: Bool[Array, " b"] | None = None,
     axis_name: AxisName | None = None,
-    exchange: Exchange = "gather",
+    ring: bool = False,
 ) -> tuple[Float[Array, ""], diagnostics.Metrics]:
     """Sum of `sigmoid_terms` over the pairs of the global batch, by its number of texts.
 
@@ -40,38 +37,29 @@ def sigmoid_loss(
     Args:
       spec: static options.
       images: of this device; embeddings, or tokens where `spec.pooling` says how.
-      columns: the texts of this device.
+      texts: those of all devices, gathered unless they go round a ring.
       scale: multiplier of the similarities.
       bias: of the logits.
       tokens_where: tokens that count.
       image_where: images that count.
       axis_name: mapped axis over which the batch is split.
-      exchange: how embeddings of texts come to the other devices.
-
-    Raises:
-      ValueError: for an unknown `exchange`.
+      ring: whether the embeddings of texts go from device to device.
     """
-    if exchange not in ("gather", "ring"):
-        raise ValueError(f"exchange={exchange!r}: use 'gather' or 'ring'")
-    ring = exchange == "ring" and axis_name is not None
     rows = collectives.first_row(images.shape[0], axis_name) + jnp.arange(
         images.shape[0], dtype=jnp.int32
     )
-    image, real, ids = collectives.gather(columns[1:], axis_name)
-    side = Side(rows, tokens_where, image_where, pair(image, real, ids))
-    texts = columns.emb if ring else collectives.gather(columns.emb, axis_name)
-    dtype = kernels.accumulate(texts).dtype
+    side = Side(rows, tokens_where, image_where, texts.pairing)
+    dtype = kernels.accumulate(texts.emb).dtype
     scalars = jnp.asarray(scale, dtype), jnp.asarray(bias, dtype)
-    spec = blocks.resolve(spec, images, image.shape[0])
-    arguments = collectives.unify(images, texts, *scalars, side)
+    spec = blocks.resolve(spec, images, texts.pairing.image.shape[0])
+    arguments = collectives.unify(images, texts.emb, *scalars, side)
     if ring:
         total, counts = _ring(spec, axis_name, *arguments)
     else:
         total, counts = _sigmoid_sum(spec, *arguments)
-    divisor = jnp.maximum(jnp.sum(columns.image >= 0, dtype=dtype), 0)
-    total, divisor = collectives.add((total, divisor), axis_name)
+    total = collectives.add(total, axis_name)
     counts = diagnostics.over_devices(counts, axis_name)
-    return total / jnp.maximum(divisor, 1), diagnostics.summarize(counts)
+    return total / jnp.maximum(texts.count(axis_name), 1), diagnostics.summarize(counts)
 
 
 def sigmoid_terms(

@@ -16,14 +16,13 @@ from jaxtyping import Array, Bool, Float
 from ccl_jax.losses import blocks, collectives, diagnostics, kernels
 from ccl_jax.losses.blocks import Side, Spec
 from ccl_jax.losses.collectives import AxisName
-from ccl_jax.losses.inputs import Columns
-from ccl_jax.losses.targets import pair
+from ccl_jax.losses.inputs import Gathered
 
 
 def softmax_loss(
     spec: Spec,
     images: Float[Array, "b *l d"],
-    columns: Columns,
+    texts: Gathered,
     *,
     scale: float | Float[Array, ""],
     tokens_where: Bool[Array, "b l"] | None = None,
@@ -40,7 +39,7 @@ def softmax_loss(
     Args:
       spec: static options.
       images: of this device; embeddings, or tokens where `spec.pooling` says how.
-      columns: the texts of this device.
+      texts: those of all devices.
       scale: multiplier of the similarities.
       tokens_where: tokens that count.
       image_where: images that count.
@@ -49,17 +48,16 @@ def softmax_loss(
     rows = collectives.first_row(images.shape[0], axis_name) + jnp.arange(
         images.shape[0], dtype=jnp.int32
     )
-    image, real, ids = collectives.gather(columns[1:], axis_name)
-    side = Side(rows, tokens_where, image_where, pair(image, real, ids))
-    texts = collectives.gather(columns.emb, axis_name)
-    scale = jnp.asarray(scale, kernels.accumulate(texts).dtype)
-    spec = blocks.resolve(spec, images, texts.shape[0])
-    sums, pairs, counts = _softmax_sums(spec, *collectives.unify(images, texts, scale, side))
+    side = Side(rows, tokens_where, image_where, texts.pairing)
+    scale = jnp.asarray(scale, kernels.accumulate(texts.emb).dtype)
+    spec = blocks.resolve(spec, images, texts.emb.shape[0])
+    arguments = collectives.unify(images, texts.emb, scale, side)
+    sums, pairs, counts = _softmax_sums(spec, *arguments)
     of_rows = _mean_cross_entropy(spec.label_smoothing, *sums[:3], *pairs[:2], axis_name=axis_name)
     column_lse = collectives.logsumexp(sums.column_lse, axis_name)
-    columns_ = collectives.add((sums[4:], pairs[2:]), axis_name)
+    of_all = collectives.add((sums[4:], pairs[2:]), axis_name)
     of_columns = _mean_cross_entropy(
-        spec.label_smoothing, column_lse, *columns_[0], *columns_[1], axis_name=None
+        spec.label_smoothing, column_lse, *of_all[0], *of_all[1], axis_name=None
     )
     counts = diagnostics.over_devices(counts, axis_name)
     return (of_rows + of_columns) / 2, diagnostics.summarize(counts)
