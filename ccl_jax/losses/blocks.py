@@ -14,8 +14,8 @@ from ccl_jax.losses import kernels
 from ccl_jax.losses.kernels import Pooling
 from ccl_jax.losses.targets import Duplicates, Pairing, block_targets
 
-# Elements of the largest arrays of a block, (images, tokens, texts): 2 MB in float32, which
-# the caches of a CPU hold; more gains nothing on one (benchmarks/losses.py).
+# Elements of the largest arrays of a block, images x tokens x (texts or width): 2 MB in
+# float32, which the caches of a CPU hold. The best in docs/performance.md.
 BLOCK_ELEMENTS = 1 << 19
 
 
@@ -75,8 +75,12 @@ def resolve(spec: Spec, images: Float[Array, "b *l d"], texts: int) -> Spec:
     """`spec` with a number in place of "auto"."""
     if spec.chunk_size != "auto":
         return spec
-    chunk_size = BLOCK_ELEMENTS // (_tokens(images) * texts)
-    return spec._replace(chunk_size=min(max(chunk_size, 1), images.shape[0]))
+    b, width = images.shape[0], images.shape[-1]
+    most = BLOCK_ELEMENTS // (_tokens(images) * max(texts, width))
+    most = min(max(most, 1), b)
+    # A last block of another size would be compiled by itself, and the batch is often even.
+    even = next(size for size in range(most, 0, -1) if b % size == 0)
+    return spec._replace(chunk_size=even if 2 * even > most else most)
 
 
 def for_blocks(total: int, size: int, body: Callable[[Any, int, Any], Any], carry: Any) -> Any:

@@ -67,7 +67,7 @@ def test_numpy_arrays_do_as_well():
     owner, ids = np.array([0, 1], np.int32), np.array([[7], [8]], np.int32)
     arrays = np.eye(2, dtype=np.float32)[:, None], np.eye(2, dtype=np.float32), owner
     options = {"phrase_ids": ids, "duplicates": "positive", **SHARED}
-    for chunk_size in (None, 1):
+    for chunk_size in (None, 1, "auto"):
         loss, _ = losses.xac_loss(*arrays, chunk_size=chunk_size, **options)
         np.testing.assert_allclose(loss, softplus(-3) + softplus(1), rtol=1e-6)
 
