@@ -48,7 +48,7 @@ _DEFAULTS = {
         "image_std": 0.5,
     },
 }
-_FILES = ("preprocessor_config.json", "processor_config.json", "open_clip_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "open_clip_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_image_options(folder: str) -> ImageOptions:
       ValueError: if there is no such file, or it is damaged, or it asks for steps that are
         not supported.
     """
-    for name in _FILES:
+    for name in PROCESSOR_FILES:
         path = os.path.join(folder, name)
         if not os.path.exists(path):
             continue
@@ -96,8 +96,9 @@ def read_image_options(folder: str) -> ImageOptions:
         if values is not None:
             return image_options(values, path)
     raise ValueError(
-        f"{folder} does not say how images are processed: it has none of {', '.join(_FILES)}; "
-        "copy the file from the checkpoint, or set config.data.eval_transform, mean and std"
+        f"{folder} does not say how images are processed: it has none of "
+        f"{', '.join(PROCESSOR_FILES)}; copy the file from the checkpoint, or set "
+        "config.data.eval_transform, mean and std"
     )
 
 

@@ -65,6 +65,8 @@ def check_checkpoint_tokenizer(
         ids["pad"] = None
         if ids["eos"] == _CLIP_LEGACY_EOS:
             ids |= {"bos": None, "eos": vocab_size - 1}
+    if tokenizer.family == "trained" and tokenizer.vocab_size <= vocab_size:
+        vocab_size = None  # few captions give fewer tokens than the table has rows
     wanted = [("vocab_size", vocab_size, tokenizer.vocab_size)] + [
         (f"{key}_token_id", ids[key], getattr(tokenizer, attribute))
         for key, attribute in (("bos", "start_id"), ("eos", "eot_id"), ("pad", "pad_id"))

@@ -134,8 +134,8 @@ def _by_tokens(encoder: Encoder, folder: str, path: str) -> Tokenizer:
     if encoder.id_of(CLIP_END) is not None and encoder.id_of(CLIP_START) is not None:
         return _clip(encoder, pad_id=_pad_id(encoder, folder, CLIP_END), cleaning="none")
     if (encoder.id_of("<pad>"), encoder.id_of("<unk>")) == (PAD_ID, UNKNOWN_ID):
-        if encoder.id_of("<eot>") == Tokenizer.eot_id:
-            return Tokenizer(encoder)
+        if (end := encoder.id_of("<eot>")) is not None:
+            return Tokenizer(encoder, eot_id=end)
     if encoder.id_of("<eos>") is not None and encoder.id_of("<bos>") is not None:
         return Tokenizer(
             encoder,

@@ -64,21 +64,23 @@ def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(text)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table; bars and line ends in the cells do not break it."""
     safe = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
     return "| " + " | ".join(safe) + " |"
 
 
-def _results_table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+def markdown_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """The results as a Markdown table: arguments, content and errors of `format_table`."""
     header = _header(rows)
-    lines = [_markdown_row(header), "|---|" + "---:|" * (len(header) - 1)]
+    lines = [markdown_row(header), "|---|" + "---:|" * (len(header) - 1)]
     for group, names in _metric_groups(rows).items():
         if group:
-            lines.append(_markdown_row([f"**{group}**", *[""] * (len(header) - 1)]))
+            lines.append(markdown_row([f"**{group}**", *[""] * (len(header) - 1)]))
         for name in names:
             label = name.split("/", 1)[1] if group else name
-            lines.append(_markdown_row([label, *_cells(rows, name)]))
-    return lines
+            lines.append(markdown_row([label, *_cells(rows, name)]))
+    return "\n".join(lines)
 
 
 def write_report(
@@ -105,12 +107,12 @@ def write_report(
       ValueError: no metric at all.
     """
     path = Path(path)
-    parts = [f"# {title}", "## Results", "\n".join(_results_table(rows))]
+    parts = [f"# {title}", "## Results", markdown_table(rows)]
     if notes:
         parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     if settings:
         table = ["| setting | value |", "|---|---|"]
-        table += [_markdown_row([name, str(value)]) for name, value in settings.items()]
+        table += [markdown_row([name, str(value)]) for name, value in settings.items()]
         parts += ["## Settings", "\n".join(table)]
     if figures:
         parts.append("## Figures")

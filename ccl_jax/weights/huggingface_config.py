@@ -137,11 +137,12 @@ def config_of(model: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if family is None:
         raise ValueError(
             f"no Hugging Face model pools images by {image['pool']!r} and texts by "
-            f"{text['pool']!r}; there are 'map' with 'last' (SigLIP) and 'cls' with 'eot' (CLIP)"
+            f"{text['pool']!r}; there are 'map' with 'last' (SigLIP) and 'cls' with 'eot' (CLIP): "
+            "config.model.image.pool and config.model.text.pool choose"
         )
     if image["patch_stride"] not in (None, image["patch_size"]):
         raise ValueError(
-            f"patch_stride {image['patch_stride']} is not patch_size {image['patch_size']}: "
+            f"image.patch_stride {image['patch_stride']} is not patch_size {image['patch_size']}: "
             "Hugging Face models have no overlapping patches; export the model without them"
         )
     vision = _tower_values(image) | {
