@@ -48,6 +48,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "test": [*TRAIN, "pytest>=8", "regex", "ruff"],
+        "torch": ["torch"],  # tests that compare exported models with those of transformers
         "ftfy": ["ftfy"],  # OpenAI's cleaning of captions for CLIP, mojibake included
         # CUDA 12 runs on older drivers too; `pip install jax[cuda13]` beside it for 13.
         "cuda": ["jax[cuda12]>=0.10"],

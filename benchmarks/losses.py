@@ -8,9 +8,9 @@
     python benchmarks/losses.py --collectives                    # compiles for 8 devices
     python benchmarks/losses.py --topology v5e:16x16 --layouts 1,8 --dtype bfloat16
 
-A case is images x phrases x tokens x width, a layout "dense", a number of images in a block
-(`chunk_size`), or "loop": one text at a time against all images, a `lax.map` written here as
-released code goes about it. Candidates take turns, so that whatever else the machine does
+A case is images x phrases x tokens x width. A layout is "dense", a `chunk_size` (a number of
+images, or "auto"), or "loop": one text at a time against all images, a `lax.map` written here
+as released code goes about it. Candidates take turns, so that whatever else the machine does
 falls on all alike, and a square matrix product takes its turn among them: a row's share is
 the rate of its strictly needed arithmetic (`losses_cases.needed_flops`) by that of the product
 in the same round. Temporaries are what the compiler reports, without arguments and results.
@@ -161,15 +161,17 @@ def draw_rows(rows: list[dict], path: pathlib.Path) -> None:
                 x, y = ([row[k] for row in points] for k in ("layout", key))
                 plot.plot(x, np.multiply(y, factor), "o-", color=f"C{i}", label=name)
                 for row in mine:
-                    style = {"dense": "--", "loop": ":"}.get(row["layout"])
+                    style = {"dense": "--", "auto": "-.", "loop": ":"}.get(row["layout"])
                     if style:
                         plot.axhline(row[key] * factor, color=f"C{i}", linestyle=style, lw=1)
-            plot.set(xscale="log", yscale="log", ylabel=label)
+            plot.set_xscale("log", base=2)
+            plot.set(yscale="log", ylabel=label)
+            plot.xaxis.set_major_formatter("{x:.0f}")
             plot.grid(alpha=0.3)
         axes[0, column].set_title(case)
-        axes[1, column].set_xlabel("chunk_size (dashed: dense, dotted: loop)")
-    axes[0, 0].legend()
-    figure.tight_layout()
+        axes[1, column].set_xlabel("chunk_size (dashed: dense, dotted: loop, both: auto)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=6)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -234,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--cases", help=f"images x phrases x tokens x width, with commas; default {_CASES}")
     add("--losses", default=",".join(cases.LOSSES), help="with commas")
-    add("--layouts", default="dense,1,2,4,8,16,32,loop", help="with commas")
+    add("--layouts", default="dense,auto,1,2,4,8,16,32,loop", help="with commas")
     add("--dtype", default="float32", help="of embeddings and tokens")
     add("--rounds", type=int, default=5)
     add("--matmul", type=int, help="size of the product; default 2048, on a GPU 8192")

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ccl_jax import losses
 
-# Images of a block; "loop" is the reference that goes over the texts one by one.
+# "dense", images of a block, "auto" for as many as fit caches, or "loop": the reference that
+# goes over the texts one by one.
 Layout = int | str
 
 SCALE, BIAS = 10.0, -5.0

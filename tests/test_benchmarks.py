@@ -1,5 +1,6 @@
 """The benchmark of the losses at tiny sizes, the reader of compiled programs, and what is sent."""
 
+import functools
 import json
 import pathlib
 import sys
@@ -210,6 +211,7 @@ def test_collectives_of_a_real_program():
     }
 
 
+@functools.cache
 def sent(name, case=CASE, **options):
     """(all bytes received by a device, those of operations of 1 kB or more, the operations)."""
     found = traffic.collectives(name, case, traffic.cpu_mesh(), 1, **options)
@@ -218,7 +220,8 @@ def sent(name, case=CASE, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "texts"), [("clip", 16), ("pacl", 16), ("npc", 32), ("xac", 32), ("siglip", 16)]
+    ("name", "texts"),
+    [("clip", 16), ("pacl", 16), ("npc", 32), ("xac", 32), ("siglip", 16), ("ccl", 48)],
 )
 def test_a_device_receives_texts_once_and_their_gradient_once(name, texts):
     # As the docstrings say: n d floats each way, (W - 1) / W of them from others.
@@ -237,12 +240,10 @@ def test_a_device_of_the_ring_receives_what_the_docstring_says():
 
 
 @pytest.mark.parametrize("name", ["ccl", "pacl"])
-def test_traffic_is_that_of_texts_and_does_not_grow_with_tokens(name):
+def test_traffic_does_not_grow_with_tokens(name):
     everything, _, found = sent(name)
-    texts = CASE.images + CASE.phrases
-    assert everything < 3 * 4 * texts * CASE.width + 16 * texts + 500
     tokens = 4 * CASE.images * CASE.tokens * CASE.width
-    assert everything < tokens * (DEVICES - 1) / DEVICES / 5
+    assert everything < tokens * (DEVICES - 1) / DEVICES / 5  # none of them on the way
     _, _, again = sent(name, CASE._replace(tokens=2 * CASE.tokens))
     assert traffic.moved(again) == traffic.moved(found)
 
@@ -267,10 +268,11 @@ def test_a_case_that_is_none(text):
 
 def test_table_and_figure(tmp_path, capsys):
     rows = benchmark.main(
-        "--cases 4x8x5x8 --losses xac,siglip --layouts dense,2,99,loop --rounds 2 --matmul 64 "
+        "--cases 4x8x5x8 --losses xac,siglip --layouts dense,2,99,auto,loop --rounds 2 --matmul 64 "
         f"--out {tmp_path}".split()
     )
-    expected = [("xac", "dense"), ("xac", 2), ("xac", "loop"), ("siglip", "dense"), ("siglip", 2)]
+    expected = [("xac", layout) for layout in ("dense", 2, "auto", "loop")]
+    expected += [("siglip", layout) for layout in ("dense", 2, "auto")]
     assert [(row["loss"], row["layout"]) for row in rows] == expected
     for row in rows:
         assert 0 < row["seconds_min"] <= row["seconds"]
@@ -279,7 +281,7 @@ def test_table_and_figure(tmp_path, capsys):
     lines = (tmp_path / "losses.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == rows
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.count("| xac |") == 3
+    assert capsys.readouterr().out.count("| xac |") == 4
 
 
 def test_check_finds_a_wrong_layout(monkeypatch, capsys):

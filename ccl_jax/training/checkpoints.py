@@ -1,6 +1,8 @@
 """Checkpoints with Orbax: asynchronous, restored to the devices they are needed on."""
 
+import dataclasses
 import os
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,7 +30,7 @@ class Checkpoints:
 
         The position in the data is the step: batches are a function of seed and step.
         """
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(state))
+        self._manager.save(int(state.step), args=ocp.args.StandardSave(_present(state)))
 
     def restore(self, like: TrainState) -> TrainState:
         """The latest checkpoint.
@@ -43,10 +45,17 @@ class Checkpoints:
             raise ValueError(
                 f"no checkpoint in {self._manager.directory}; train first, or check --workdir"
             )
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(self.latest, args=ocp.args.StandardRestore(abstract))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _present(like))
+        restored = self._manager.restore(self.latest, args=ocp.args.StandardRestore(abstract))
+        return TrainState(**restored)
 
     def close(self) -> None:
         """Waits for the save under way and releases the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The fields of a state that are not None: Orbax would write that a field was None."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if value is not None}

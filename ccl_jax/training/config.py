@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from ccl_jax.data.images import RESAMPLE
 from ccl_jax.data.pipeline import PipelineOptions
 from ccl_jax.models.presets import build_model
 from ccl_jax.training import objective
+from ccl_jax.training.optimizer import create_optimizer
+from ccl_jax.training.step import initial_params
 
 
 def default_config() -> ConfigDict:
@@ -71,15 +74,32 @@ def default_config() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.eps = 1e-6
     config.optimizer.weight_decay = 0.1  # none for vectors and scalars (norms, biases, scale)
+    # Fine-tuning: (regex, value) pairs over paths of parameters, as in
+    # (("text_tower/.*", 0.1), (".*", 1.0)). A regex matches a whole path, the first match
+    # counts, and every parameter needs one. Empty: 1 for all, and weight_decay as above.
+    config.optimizer.lr_multipliers = ()  # of learning_rate (and so of the decay); 0: frozen
+    config.optimizer.weight_decays = ()  # in place of weight_decay; "default" for what it does
+    # Learning rate of a layer over that of the next one up, in each tower: 0.75, say.
+    config.optimizer.layer_decay = 1.0
+    # "image" (LiT), "text" or "towers" (PACL: all but patch embedder, scale and bias).
+    config.optimizer.frozen = ""
     config.optimizer.clip_norm = 0.0  # of the whole gradient; 0 for none
     config.optimizer.max_scale = 100.0  # the learnt multiplier is kept in [1, max_scale]
 
     config.train = ConfigDict()
     config.train.steps = 10_000
+    # Of a moving average of the weights, evaluated instead of them: 0.999, say; 0 for none.
+    config.train.ema_decay = 0.0
     config.train.log_every = 50  # steps
     config.train.eval_every = 0  # steps; 0 for at the end alone
     config.train.checkpoint_every = 1_000  # steps; the last step is always saved
     config.train.keep_checkpoints = 2
+
+    # Low-rank updates in place of training the towers themselves (training/lora.py).
+    config.lora = ConfigDict()
+    config.lora.rank = 0  # 0 for none
+    config.lora.alpha = 16.0  # the update is alpha / rank * A B
+    config.lora.targets = (r"(image|text)_tower/.*(attention|mlp)/\w+/kernel",)  # whole paths
 
     # name -> {"evaluator": a name in evaluation.runner.EVALUATORS, "source": {...}, options}
     config.evaluators = ConfigDict()
@@ -158,12 +178,29 @@ def check_config(config: ConfigDict, devices: int = 1) -> None:
             f"config.optimizer.warmup_steps = {config.optimizer.warmup_steps} does not end "
             f"before config.train.steps = {config.train.steps}; make it smaller"
         )
+    if not 0 <= config.train.ema_decay < 1:
+        raise ValueError(
+            f"config.train.ema_decay = {config.train.ema_decay}; it must be below 1, and 0 for "
+            "no average"
+        )
+    _check_fine_tuning(config)
     if not config.optimizer.max_scale >= 1:
         raise ValueError("config.optimizer.max_scale must be at least 1")
     if config.model.dtype not in ("float32", "bfloat16"):
         raise ValueError(
             f"config.model.dtype = {config.model.dtype!r}; use 'float32' or 'bfloat16'"
         )
+
+
+def _check_fine_tuning(config: ConfigDict) -> None:
+    """Checks the lists over parameters, so that no run of several stops at its start."""
+    chosen = config.optimizer
+    lists = (*chosen.lr_multipliers, *chosen.weight_decays)
+    if not (lists or chosen.frozen or chosen.layer_decay != 1 or config.lora.rank):
+        return
+    model = build_model(config.model.to_dict(), eot_id=0)
+    params = jax.eval_shape(lambda: initial_params(config, model))
+    create_optimizer(chosen, config.train.steps, params)
 
 
 def pipeline_options(config: ConfigDict) -> PipelineOptions:

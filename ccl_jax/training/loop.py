@@ -5,6 +5,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,8 @@ from ccl_jax.data.text_formats import open_tokenizer
 from ccl_jax.evaluation import report, runner
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.heatmaps import draw_heatmaps
+from ccl_jax.training import averaging, pretrained
 from ccl_jax.training import config as configs
-from ccl_jax.training import pretrained
 from ccl_jax.training.checkpoints import Checkpoints
 from ccl_jax.training.metrics import MetricsWriter, Progress
 from ccl_jax.training.sharding import create_mesh, to_devices
@@ -62,16 +63,24 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     return results
 
 
-def evaluate(workdir: str, evaluators: dict[str, Any] | None = None) -> dict[str, dict[str, float]]:
+def evaluate(
+    workdir: str,
+    evaluators: dict[str, Any] | None = None,
+    wise_ft: Sequence[float] = (),
+) -> dict[str, dict[str, float]]:
     """Evaluates the latest checkpoint of every run in a workdir, without training.
 
     Args:
       workdir: of a run.
       evaluators: entries as in `config.evaluators`; those of the run itself if None.
+      wise_ft: shares of the trained weights, the rest being those of `config.init_from`
+        (`averaging.interpolate`); one row of results for each. Empty: the trained weights alone.
 
     Raises:
-      ValueError: if the folder holds no run or no checkpoint.
+      ValueError: if the folder holds no run or no checkpoint, or a share is not in [0, 1].
     """
+    if not all(0 <= alpha <= 1 for alpha in wise_ft):
+        raise ValueError(f"shares of the trained weights are in [0, 1]; got {list(wise_ft)}")
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path):
         raise ValueError(f"{workdir} holds no run: there is no {path}; check --workdir")
@@ -82,7 +91,15 @@ def evaluate(workdir: str, evaluators: dict[str, Any] | None = None) -> dict[str
         predictor = load_predictor(single, os.path.join(workdir, name))
         entries = evaluators or single.evaluators.to_dict()
         label = name or "+".join(single.objective)
-        results[label] = runner.evaluate(predictor, entries, open_source)
+        if not wise_ft:
+            results[label] = runner.evaluate(predictor, entries, open_source)
+            continue
+        start = pretrained.start_weights(single, os.path.join(workdir, name), create_mesh())
+        trained = predictor.params
+        for alpha in wise_ft:
+            predictor.params = averaging.interpolate(start, trained, alpha)
+            found = runner.evaluate(predictor, entries, open_source)
+            results[f"{label}, {alpha:g} trained"] = found
     return results
 
 
@@ -132,7 +149,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[st
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     if checkpoints.latest is None:
-        state = pretrained.start(config, trainer.init(), mesh)
+        state = pretrained.start(config, trainer, mesh)
     else:
         state = checkpoints.restore(abstract_state(trainer, mesh))
         print(f"{label}: continuing at step {int(state.step):,}", file=sys.stderr)
@@ -140,7 +157,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[st
     batches = TrainingBatches(source, tokenizer, configs.pipeline_options(config))
     state, seconds = _train(config, workdir, label, trainer, state, batches, predictor, checkpoints)
     checkpoints.close()
-    predictor.params = state.params
+    predictor.params = trainer.evaluated(state)
     metrics = runner.evaluate(predictor, config.evaluators.to_dict(), open_source)
     done = {
         "metrics": metrics,
@@ -182,7 +199,7 @@ def _train(
                 values["images_per_second"] = rate
             writer.write(step, values)
         if train.eval_every and step % train.eval_every == 0 and not last:
-            predictor.params = state.params
+            predictor.params = trainer.evaluated(state)
             found = runner.evaluate(predictor, config.evaluators.to_dict(), open_source)
             writer.write(step, {f"evaluation/{name}": value for name, value in found.items()})
             progress.resume(step)
@@ -196,7 +213,7 @@ def _train(
 def _predictor(config: ConfigDict, trainer: Trainer, state: TrainState, tokenizer) -> Predictor:
     return Predictor(
         trainer.model,
-        state.params,
+        trainer.evaluated(state),
         tokenizer,
         transform=config.data.eval_transform,
         resample=config.data.resample,

@@ -16,15 +16,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ccl_jax import weights
-from ccl_jax.data.image_options import read_image_options
+from ccl_jax.data.image_options import PROCESSOR_FILES, read_image_options
 from ccl_jax.data.records import BadRecord, Source
 from ccl_jax.data.text import SETTINGS_FILE, Tokenizer, read_json
 from ccl_jax.data.text_checks import check_checkpoint_tokenizer, check_vocabulary
 from ccl_jax.data.text_formats import open_tokenizer
 from ccl_jax.models.presets import build_model
 from ccl_jax.training import config as configs
+from ccl_jax.training import lora
 from ccl_jax.training.checkpoints import Checkpoints
-from ccl_jax.training.step import TrainState, abstract_state, create_trainer
+from ccl_jax.training.step import Trainer, TrainState, abstract_state, create_trainer
 
 # The config of a single run with everything that its start has settled.
 RUN_FILE = "run.json"
@@ -94,16 +95,26 @@ def run_tokenizer(config: ConfigDict, source: Source, workdir: str) -> Tokenizer
     else:
         tokenizer = _checkpoint_tokenizer(config.init_from)
     check_vocabulary(tokenizer, table)
+    text = config.model.text
+    if text.get("pool") == "eot" and text.get("eot_id", tokenizer.eot_id) != tokenizer.eot_id:
+        raise ValueError(
+            f"the tokenizer ends a text with id {tokenizer.eot_id}, the model pools at id "
+            f"{text.eot_id}: use the checkpoint's tokenizer (config.data.tokenizer), or set "
+            f"config.model.text.eot_id = {tokenizer.eot_id}"
+        )
     tokenizer.save(folder)
     return tokenizer
 
 
-def start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
-    """A fresh state with the parameters of `config.init_from` in place of its own.
+def start(config: ConfigDict, trainer: Trainer, mesh: Mesh) -> TrainState:
+    """A fresh state, with the parameters of `config.init_from` in place of its own.
+
+    Those of a run of ours are the ones that it evaluates.
 
     Raises:
       ValueError: if the checkpoint cannot be read or does not fit the model.
     """
+    state = trainer.init()
     if not config.init_from:
         return state
     model = {part: config.model[part].to_dict() for part in ("image", "text")}
@@ -112,7 +123,23 @@ def start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
         loaded = weights.load(config.init_from, model, init_bias=config.model.init_bias).params
     else:
         loaded = weights.adapt(_trained(own_run, config.init_from, mesh), _towers(own_run), model)
-    return state.replace(params=weights.merge(state.params, loaded))
+    return trainer.start(state, weights.merge(lora.without(state.params), loaded))
+
+
+def start_weights(config: ConfigDict, workdir: str, mesh: Mesh):
+    """The weights that a run began with, as `Trainer.evaluated` gives them.
+
+    Raises:
+      ValueError: without `config.init_from`, or if what it names cannot be read any more.
+    """
+    if not config.init_from:
+        raise ValueError(
+            f"the run in {workdir} began with random weights (config.init_from is empty): there "
+            "is no model to interpolate with; leave --wise_ft out"
+        )
+    config = settle(config, workdir)
+    trainer = create_trainer(config, mesh, eot_id=open_tokenizer(workdir).eot_id)
+    return trainer.evaluated(start(config, trainer, mesh))
 
 
 def _run_of_ours(source: str) -> ConfigDict | None:
@@ -143,7 +170,7 @@ def _trained(config: ConfigDict, workdir: str, mesh: Mesh):
     checkpoints = Checkpoints(workdir)
     state = checkpoints.restore(abstract_state(trainer, mesh))
     checkpoints.close()
-    return jax.tree.map(np.asarray, state.params)
+    return jax.tree.map(np.asarray, trainer.evaluated(state))
 
 
 def _settle_images(config: ConfigDict, own_run: ConfigDict | None) -> None:
@@ -152,16 +179,13 @@ def _settle_images(config: ConfigDict, own_run: ConfigDict | None) -> None:
             config.data[name] = own_run.data[name]
         return
     folder = weights.side_files(config.init_from)
-    try:
-        options = read_image_options(str(folder)) if folder else None
-    except FileNotFoundError:
-        options = None
-    if options is None:
+    if folder is None or not any((folder / name).exists() for name in PROCESSOR_FILES):
         logging.warning(
             "%s has no image processor's config; config.data says how images are prepared",
             config.init_from,
         )
         return
+    options = read_image_options(str(folder))
     config.data.eval_transform = options.transform
     for name in _IMAGE_FIELDS[1:]:
         config.data[name] = getattr(options, name)

@@ -63,6 +63,12 @@ def test_sizes_and_image_options_come_from_the_checkpoint(config, tmp_path):
     assert pretrained.settle(config, str(tmp_path)).data.mean == config.data.mean
 
 
+def test_a_checkpoint_without_a_processor_leaves_the_config_as_it_is(config, tmp_path):
+    os.remove(os.path.join(config.init_from, "preprocessor_config.json"))
+    found = pretrained.settle(config, str(tmp_path))
+    assert found.data.mean == config.data.mean
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_and_another_from_that_run(config, tmp_path):
     first = str(tmp_path / "first")
@@ -82,19 +88,20 @@ def test_a_run_starts_from_the_checkpoint_and_another_from_that_run(config, tmp_
     second = config.copy_and_resolve_references()
     second.init_from, second.data.tokenizer = first, ""
     loop.run(second, str(tmp_path / "second"))
-    jax.tree.map(
-        assert_near, settled_params(second, str(tmp_path / "second")), params
-    )
+    jax.tree.map(assert_near, settled_params(second, str(tmp_path / "second")), params)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tokenizer": ""}, "has no|holds no|tokenizer"),
+        ({"golden": "hf_clip_tiny"}, "ends a text with id 2, the model pools at"),
         ({"init_from": "/nowhere/at/all"}, "there is no /nowhere/at/all"),
     ],
 )
-def test_what_cannot_be_started_from_is_told(config, tmp_path, change, message):
+def test_what_cannot_be_started_from_is_told(config, tmp_path, shared, change, message):
+    if "golden" in change:
+        config.init_from = str(shared / "golden" / change["golden"])
     config.data.tokenizer = change.get("tokenizer", "train")
     config.init_from = change.get("init_from", config.init_from)
     with pytest.raises(ValueError, match=message):

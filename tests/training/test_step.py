@@ -16,19 +16,6 @@ OBJECTIVE = {
 }
 
 
-@pytest.fixture
-def batch():
-    rng = np.random.default_rng(0)
-    return {
-        "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
-        "text": rng.integers(0, 64, (16, 8), dtype=np.int32),
-        "phrase_text": rng.integers(0, 4, (32, 5), dtype=np.int32),
-        # A device's slice of phrases belongs to its slice of images; some are padding.
-        "phrase_image": np.where(np.arange(32) % 4 == 3, -1, np.arange(32) // 2).astype(np.int32),
-        "sample_id": np.arange(16, dtype=np.int32),
-    }
-
-
 def steps(config, batch, devices, count=3):
     mesh = sharding.create_mesh(jax.devices()[:devices])
     trainer = create_trainer(config, mesh, eot_id=2)
