@@ -170,8 +170,8 @@ def draw_rows(rows: list[dict], path: pathlib.Path) -> None:
             plot.grid(alpha=0.3)
         axes[0, column].set_title(case)
         axes[1, column].set_xlabel("chunk_size (dashed: dense, dotted: loop, both: auto)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=6)
-    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=3)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
