@@ -1,4 +1,5 @@
 import concurrent.futures
+import doctest
 import importlib.util
 import pathlib
 import socket
@@ -7,8 +8,7 @@ import time
 
 import pytest
 
-from ccl_jax.data import concepts
-from ccl_jax.data.concepts import extract_phrases
+from ccl_jax.data.concepts import extract_phrases, extractors, grammar, open_extractor
 from ccl_jax.data.sources import WebDatasetSource
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -54,6 +54,11 @@ def test_phrases_are_those_a_reader_finds(caption):
         ("A man on a walk", ("a man", "a walk")),
         ("A woman cutting pizza", ("a woman", "pizza")),
         ("A cutting board on a table", ("a cutting board", "a table")),
+        ("A brown dog pounces on a toy", ("a brown dog", "a toy")),
+        ("A dog rock climbing with a man", ("a dog", "a man")),
+        ("A child is building a wall near a building", ("a child", "a wall", "a building")),
+        ("A dog knee deep in mud", ("a dog", "mud")),
+        ("A can near a trash can ; a dog can jump", ("a can", "a trash can", "a dog")),
     ],
 )
 def test_context_tells_nouns_from_verbs(caption, phrases):
@@ -71,6 +76,12 @@ def test_context_tells_nouns_from_verbs(caption, phrases):
         ("She gives him something on her back .", ("her back",)),
         ("A man without a hat holds a cup , there are no dogs .", ("a man", "a cup")),
         ("a dog , a dog and the dog", ("a dog", "the dog")),
+        ("Stock photo of a red car by a lake , royalty free vector", ("a red car", "a lake")),
+        ("Vector illustration of a cat isolated on a white background", ("a cat",)),
+        ("image may contain : two people , people smiling", ("two people", "people")),
+        ("close up of a red flower", ("a red flower",)),
+        ("Photo by John Smith of a horse / Getty Images", ("a horse",)),
+        ("a street with a plain background in an area of town", ("a street", "town")),
     ],
 )
 def test_what_is_no_concept_is_dropped(caption, phrases):
@@ -95,16 +106,16 @@ def test_no_network_is_touched(monkeypatch):
         raise AssertionError("the network was touched")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    concepts._word_class.cache_clear()
-    concepts._lexicon.cache_clear()
+    grammar._word_class.cache_clear()
+    grammar._lexicon.cache_clear()
     assert extract_phrases("A zorgle sits near the frumious lake .")[1:] == ("the frumious lake",)
 
 
 def test_threads_agree_from_the_first_call_on():
     captions = list(READ_BY_HAND) * 20
     expected = [extract_phrases(caption) for caption in captions]
-    concepts._lexicon.cache_clear()
-    concepts._word_class.cache_clear()
+    grammar._lexicon.cache_clear()
+    grammar._word_class.cache_clear()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(extract_phrases, captions)) == expected
 
@@ -119,20 +130,22 @@ def test_time_is_linear_in_the_length(unit):
     assert time.perf_counter() - start < 5
 
 
-def test_unknown_taggers_name_the_nearest():
+def test_unknown_extractors_and_options_are_refused():
     with pytest.raises(ValueError, match="did you mean 'spacy'"):
-        extract_phrases("A dog in a hat", tagger="spaCy")
+        extract_phrases("A dog in a hat", extractor="spaCy")
+    with pytest.raises(ValueError, match="extractor 'embedded'.*'pipeline'"):
+        open_extractor("embedded", pipeline="en_core_web_sm")
 
 
-@pytest.mark.parametrize("tagger", ["textblob", "spacy"])
-def test_a_missing_package_says_what_to_install(monkeypatch, tagger):
-    concepts._word_class.cache_clear()
-    concepts._lexicon.cache_clear()
-    concepts._spacy_pipeline.cache_clear()
+@pytest.mark.parametrize("extractor, package", [("embedded", "textblob"), ("spacy", "spacy")])
+def test_a_missing_package_says_what_to_install(monkeypatch, extractor, package):
+    grammar._word_class.cache_clear()
+    grammar._lexicon.cache_clear()
+    extractors._spacy_pipeline.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)  # makes its import fail
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=f"pip install {tagger}"):
-        extract_phrases("A dog in a hat", tagger=tagger)
+    with pytest.raises(ValueError, match=f"pip install {package}"):
+        open_extractor(extractor)(["A dog in a hat"])
 
 
 def test_a_missing_spacy_pipeline_says_what_to_download(monkeypatch):
@@ -143,9 +156,18 @@ def test_a_missing_spacy_pipeline_says_what_to_download(monkeypatch):
         util = Util
 
     monkeypatch.setitem(sys.modules, "spacy", Spacy)
-    concepts._spacy_pipeline.cache_clear()
-    with pytest.raises(ValueError, match="spacy download en_core_web_sm"):
-        extract_phrases("A dog in a hat", tagger="spacy")
+    extractors._spacy_pipeline.cache_clear()
+    with pytest.raises(ValueError, match="installed are de_core_news_sm.*download en_core_web_sm"):
+        open_extractor("spacy")
+    auto = open_extractor("auto")
+    assert auto.kind == "embedded"
+    assert extract_phrases("A dog in a hat", extractor=auto) == ("a dog", "a hat")
+
+
+@pytest.mark.parametrize("name", ["", ".instruct", ".annotate"])
+def test_examples_in_docstrings(name):
+    found = doctest.testmod(importlib.import_module(f"ccl_jax.data.concepts{name}"))
+    assert found.attempted and not found.failed
 
 
 def test_every_phrase_of_flickr8k_is_in_its_caption():
