@@ -33,17 +33,28 @@ class BadRecord(Exception):
     Attributes:
       key: the record's name.
       reason: a short, countable reason such as "unreadable image".
+      detail: what exactly was wrong, or "".
     """
 
     def __init__(self, key: str, reason: str, detail: str = ""):
         super().__init__(f"{key}: {reason}" + (f" ({detail})" if detail else ""))
         self.key = key
         self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        # The default would hand the message alone to __init__.
+        return BadRecord, (self.key, self.reason, self.detail)
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A finite, seekable collection of records."""
+    """A finite, seekable collection of records, safe to read from several threads.
+
+    Record i is the same in every epoch and run, and its `sample_id` is unique within the
+    source. A source may also have `counts`, a mapping of names to numbers of what it found
+    and left out (see `ccl_jax.data.sources.source_counts`), and `class_names`.
+    """
 
     name: str
 

@@ -1,38 +1,18 @@
 import concurrent.futures
-import io
 import json
 import os
 import pathlib
+import pickle
 import tarfile
 
 import pytest
 from absl import logging
+from source_files import JPEG, numbered, write_tar
 
-from ccl_jax.data import sources
 from ccl_jax.data.records import BadRecord, Source
-from ccl_jax.data.sources import WebDatasetSource, open_source
+from ccl_jax.data.sources import SOURCES, WebDatasetSource, files, open_source, source_counts
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
-JPEG = b"\xff\xd8 not decoded by a source"
-
-
-def write_tar(path, members):
-    """Writes [(name, bytes or text)] to a tar."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            data = data.encode() if isinstance(data, str) else data
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(path)
-
-
-def numbered(count, start=0):
-    """Members of `count` good records whose image and caption tell their number."""
-    members = []
-    for i in range(start, start + count):
-        members += [(f"{i:04d}.jpg", b"image %d" % i), (f"{i:04d}.txt", f"caption {i}")]
-    return members
 
 
 def one_record(tmp_path, **parts):
@@ -224,13 +204,14 @@ def test_a_tar_without_captions_says_where_they_go(tmp_path):
     [
         (b"", "is not a tar"),
         (b"<html>404</html>" * 100, "is not a tar"),
-        (b"\x1f\x8b\x08" + bytes(600), "is compressed"),
+        (b"\x1f\x8b\x08" + bytes(600), "is not a tar"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "is compressed by zstd: decompress it"),
     ],
 )
 def test_other_files_are_refused(tmp_path, data, message):
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(ValueError, match=rf"x\.tar {message}"):
-        WebDatasetSource(tmp_path / "x.tar")
+        WebDatasetSource(tmp_path / "x.tar", index_dir=tmp_path / "index")
 
 
 # A member of numbered() is a header of 512 bytes and one block of data.
@@ -279,7 +260,7 @@ def test_a_shard_that_shrinks_after_indexing_gives_bad_records(tmp_path):
 
 
 def test_many_threads_read_many_shards_with_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(files, "_MAX_OPEN_FILES", 2)
     for shard in range(8):
         write_tar(tmp_path / f"{shard}.tar", numbered(20, start=20 * shard))
     source = WebDatasetSource(f"{tmp_path}/*.tar")
@@ -293,12 +274,57 @@ def test_many_threads_read_many_shards_with_few_files_open(tmp_path, monkeypatch
         assert sum(target.startswith(str(tmp_path)) for target in targets) == 2
 
 
+def test_counts_tell_what_was_found_and_left_out(tmp_path):
+    members = [*numbered(2), ("0000.jpg", b"other"), ("9.txt", "no image"), ("8.pyd", "cbuiltins")]
+    source = WebDatasetSource(write_tar(tmp_path / "x.tar", members))
+    assert source_counts(source) == {
+        "records": 2,
+        "shards": 1,
+        "repeated members": 1,
+        "keys without an image": 1,
+        "pickles": 1,
+    }
+
+
+def test_a_source_of_ones_own_is_one_line(monkeypatch):
+    class Own:
+        def __init__(self, count):
+            self.name, self.count = "own", count
+
+        def __len__(self):
+            return self.count
+
+    monkeypatch.setitem(SOURCES, "own", Own)
+    assert source_counts(open_source("own", count=3)) == {"records": 3}
+    with pytest.raises(ValueError, match="no option 'cuont': did you mean 'count'"):
+        open_source("own", cuont=3)
+    with pytest.raises(ValueError, match="source 'own': missing a required argument: 'count'"):
+        open_source("own")
+
+
+@pytest.mark.parametrize("kind", list(SOURCES))
+def test_every_kind_can_be_opened_and_names_its_options(kind):
+    with pytest.raises(ValueError, match=f"source '{kind}' has no option 'nonsense'.* It takes "):
+        open_source(kind, nonsense=1)
+
+
+def test_bad_records_cross_processes():
+    error = pickle.loads(pickle.dumps(BadRecord("k", "missing image", "x.jpg")))
+    assert (error.key, error.reason, str(error)) == (
+        "k",
+        "missing image",
+        "k: missing image (x.jpg)",
+    )
+
+
 def test_open_source_names_the_nearest_kind_and_the_options(tmp_path):
     path = write_tar(tmp_path / "x.tar", numbered(1))
     assert isinstance(open_source("webdataset", path=path), WebDatasetSource)
     with pytest.raises(ValueError, match="did you mean 'webdataset'"):
         open_source("web_data", path=path)
-    with pytest.raises(ValueError, match="it takes path, caption_fields, phrase_fields"):
+    with pytest.raises(
+        ValueError, match="no option 'pth': did you mean 'path'.* It takes path, cap"
+    ):
         open_source("webdataset", pth=path)
 
 
