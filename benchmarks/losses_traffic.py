@@ -5,13 +5,14 @@ import math
 import os
 import time
 
-import hlo
 import jax
 import losses_cases as cases
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from losses_cases import Case
+
+from ccl_jax.training import hlo
 
 DEVICES = 8
 

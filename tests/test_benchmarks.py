@@ -12,10 +12,11 @@ from jax.sharding import PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
-import hlo  # noqa: E402
 import losses as benchmark  # noqa: E402
 import losses_cases as cases  # noqa: E402
 import losses_traffic as traffic  # noqa: E402
+
+from ccl_jax.training import hlo  # noqa: E402
 
 DEVICES = 8
 # Tokens are 100 kB, captions and phrases together 6 kB.

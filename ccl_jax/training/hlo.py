@@ -74,6 +74,7 @@ class Instruction(NamedTuple):
       operands: names, or the literal of a constant.
       rest: attributes, metadata and backend configuration.
       root: whether it is what the computation returns.
+      layout: the shape with layouts and memory spaces, as written.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     rest: str
     root: bool
+    layout: str = ""
 
 
 Computation = dict[str, Instruction]
@@ -128,7 +130,7 @@ def collectives(text: str) -> list[Collective]:
     module = parse(text)
     return [
         _collective(module, computation, instruction, times)
-        for computation, instruction, times in _walk(module, module.entry, 1)
+        for computation, instruction, times in walk(module, module.entry, 1)
         if _kind(instruction)
     ]
 
@@ -137,7 +139,7 @@ def estimated_cycles(text: str) -> int:
     """Sum of the TPU compiler's own estimates, loops turned; 0 where there are none."""
     module = parse(text)
     total = 0
-    for _, instruction, times in _walk(module, module.entry, 1, fusions=False):
+    for _, instruction, times in walk(module, module.entry, 1, fusions=False):
         found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
         total += (times or 0) * int(found[1]) if found else 0
     return total
@@ -178,6 +180,17 @@ def shape_bytes(shape: str) -> int:
     return total
 
 
+def dimensions(shape: str) -> list[int]:
+    """Sizes of an array's dimensions."""
+    return [int(n.strip("<=")) for n in _ARRAY.search(shape)[2].split(",") if n]
+
+
+def main_memory_bytes(layout: str) -> int:
+    """Bytes of the arrays that are not kept on the chip, as memory space 1 is."""
+    on_chip = r"[a-z]+\d*[a-z0-9]*\[[\d,<=]*\]\{[^{}]*S\(1\)[^{}]*\}"
+    return shape_bytes(re.sub(r"\{[^{}]*\}", "", re.sub(on_chip, "", layout)))
+
+
 def _instruction(name: str, text: str, root: bool) -> Instruction:
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
@@ -185,8 +198,9 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
     closing = _closing(rest, opening)
     inside = rest[opening + 1 : closing]
     operands = re.findall(r"%([\w.\-]+)", inside) or ([inside] if inside else [])
-    shape = re.sub(r"\{[^{}]*\}|/\*index=\d+\*/", "", shape)
-    return Instruction(name, shape, rest[:opening], tuple(operands), rest[closing + 1 :], root)
+    layout, shape = shape, re.sub(r"\{[^{}]*\}|/\*index=\d+\*/", "", shape)
+    attributes = rest[closing + 1 :]
+    return Instruction(name, shape, rest[:opening], tuple(operands), attributes, root, layout)
 
 
 def _closing(text: str, start: int) -> int:
@@ -214,13 +228,14 @@ def _elements(shape: str) -> list[str]:
 
 def _kind(instruction: Instruction) -> str | None:
     # The TPU compiler writes a reduce-scatter as a fusion of all-reduce, padding and slice.
-    if instruction.opcode == "fusion" and _called(instruction)[0].startswith("all-reduce-scatter"):
+    if instruction.opcode == "fusion" and called(instruction)[0].startswith("all-reduce-scatter"):
         return "reduce-scatter"
     base = instruction.opcode.removesuffix("-start")
     return base if base in KINDS else None
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called(instruction: Instruction) -> list[str]:
+    """Names of the computations that an instruction calls; of a loop, none."""
     names = []
     for match in _CALLED.finditer(instruction.rest):
         listed = re.match(r"\{([^}]*)\}|(%?[\w.\-]+)", instruction.rest[match.end() :])
@@ -230,10 +245,20 @@ def _called(instruction: Instruction) -> list[str]:
     return [name.strip("%") for name in names]
 
 
-def _walk(
+def walk(
     module: Module, name: str, times: int | None, fusions: bool = True
 ) -> Iterator[tuple[Computation, Instruction, int | None]]:
-    """Instructions that run, and how often; None in a loop of unknown turns."""
+    """Instructions that run, and how often; None in a loop of unknown turns.
+
+    Args:
+      module: the program.
+      name: of the computation to begin with.
+      times: how often that one runs.
+      fusions: whether to go into fusions.
+
+    Yields:
+      (computation, one of its instructions, how often it runs).
+    """
     computation = module.computations[name]
     for instruction in computation.values():
         yield computation, instruction, times
@@ -242,11 +267,11 @@ def _walk(
         if instruction.opcode == "while":
             turns = _turns(module, computation, instruction)
             inside = None if None in (turns, times) else turns * times
-            yield from _walk(module, _attribute(instruction, "body"), inside, fusions)
+            yield from walk(module, _attribute(instruction, "body"), inside, fusions)
         elif instruction.opcode != "fusion" or fusions:
-            for called in _called(instruction):
-                if called in module.computations and not _goes_on(module, called):
-                    yield from _walk(module, called, times, fusions)
+            for inner in called(instruction):
+                if inner in module.computations and not _goes_on(module, inner):
+                    yield from walk(module, inner, times, fusions)
 
 
 def _goes_on(module: Module, name: str) -> bool:
@@ -274,7 +299,7 @@ def _collective(module, computation, instruction, times) -> Collective:
     operand = sum(shape_bytes(computation[name].shape) for name in instruction.operands)
     shape, groups = instruction.shape, instruction
     if instruction.opcode == "fusion":
-        inner = module.computations[_called(instruction)[0]].values()
+        inner = module.computations[called(instruction)[0]].values()
         groups = next(one for one in inner if one.opcode.startswith("all-reduce"))
         # A shape of its own if it is a tuple: the compiler adds scratch space.
         shape = _elements(shape)[0]
@@ -328,7 +353,7 @@ def _comparison(module, computation, bindings=()):
     root = _root(computation)
     if root.opcode in ("fusion", "call"):
         values = [_value(module, computation, name, bindings) for name in root.operands]
-        return _comparison(module, module.computations[_called(root)[0]], values)
+        return _comparison(module, module.computations[called(root)[0]], values)
     if root.opcode != "compare":
         return None, None
     direction = _attribute(root, "direction")
@@ -357,8 +382,8 @@ def _value(module, computation, name, bindings=()):
     if None in values or not values:
         return None
     if one.opcode in ("fusion", "call"):
-        called = module.computations[_called(one)[0]]
-        return _value(module, called, _root(called).name, values)
+        inner = module.computations[called(one)[0]]
+        return _value(module, inner, _root(inner).name, values)
     if one.opcode == "add" and None in (values[0][0], values[1][0]):
         left, right = values
         return (right[0] if left[0] is None else left[0], left[1] + right[1])
