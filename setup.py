@@ -20,6 +20,7 @@ TRAIN = [
     "array_record",  # tfds reads it at random, but does not require it everywhere
     "clu",
     "flax>=0.12",
+    "google-crc32c",  # checksums of TFRecords
     "huggingface_hub",
     "importlib_resources",  # needed by tensorflow-datasets, which does not declare it
     "matplotlib",
@@ -27,6 +28,8 @@ TRAIN = [
     "ml_dtypes",
     "optax",
     "orbax-checkpoint",
+    "protobuf",
+    "pyarrow",  # Parquet tables
     "safetensors",
     "sentencepiece",
     "tensorboard",  # needed by clu, which does not declare it
@@ -47,12 +50,16 @@ setup(
     install_requires=["jax>=0.10", "jaxtyping", "numpy"],
     extras_require={
         "train": TRAIN,
-        "test": [*TRAIN, "pytest>=8", "regex", "ruff"],
+        "test": [*TRAIN, "aiohttp", "pytest>=8", "regex", "ruff"],
         "torch": ["torch"],  # tests that compare exported models with those of transformers
         "ftfy": ["ftfy"],  # OpenAI's cleaning of captions for CLIP, mojibake included
         # CUDA 12 runs on older drivers too; `pip install jax[cuda13]` beside it for 13.
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "spacy": ["spacy"],
+        "llm": ["torch"],  # phrases by an instruct model: tools.concepts --extractor llm
+        "download": ["aiohttp"],  # tools.prepare --download
+        "beam": ["apache-beam>=2.77"],  # tools.prepare and tools.concepts on a cluster
+        "wandb": ["wandb"],
     },
 )

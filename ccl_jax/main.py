@@ -1,6 +1,6 @@
 """Trains and evaluates what a config describes.
 
-    python -m ccl_jax.main --config configs/quickstart.py --workdir DIR
+python -m ccl_jax.main --config configs/quickstart.py --workdir DIR
 """
 
 import os
@@ -15,6 +15,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, metrics and report; the same again resumes."
 )
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 of several; found by itself on TPU, SLURM, GKE."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes that train together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -39,12 +45,19 @@ def _main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
     # Imported late, so that --help answers at once.
-    from ccl_jax.training import loop
+    from ccl_jax.training import distributed, loop
+    from ccl_jax.training.stopping import EXIT_CODE, Stopped
 
     try:
+        distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         loop.run(_CONFIG.value, _WORKDIR.value)
+    except Stopped as stopped:
+        distributed.say(f"ccl_jax: {stopped}; the same command continues there")
+        sys.exit(EXIT_CODE)
     except ValueError as error:
         sys.exit(f"ccl_jax: {_one_line(error)}")
+    except OSError as error:
+        sys.exit(f"ccl_jax: cannot read or write: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

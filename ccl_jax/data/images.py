@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ccl_jax.data import pixels
 from ccl_jax.data.records import BadRecord
 
 MAX_PIXELS = 100_000_000
@@ -42,7 +43,7 @@ def decode_image(data: bytes, key: str, *, max_pixels: int = MAX_PIXELS) -> Imag
       BadRecord: "unreadable image" for empty, truncated or foreign data, "image
         too large" for more than `max_pixels`.
     """
-    return _load_rgb(_open(data, key, max_pixels), key)
+    return load_rgb(open_image(data, key, max_pixels), key)
 
 
 # Filters of Pillow by name; all but "nearest" are antialiased.
@@ -126,6 +127,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """Resizes a random part of an image to a square (the training transform).
 
+    Resampled by `pixels.resize`: fast, and of Pillow's quality, but not its very pixels.
+
     Args:
       image: a PIL image; anything but RGB is converted.
       size: side of the result in pixels.
@@ -141,7 +144,9 @@ def random_resized_crop(
     Raises:
       ValueError: if `size`, `scale` or `ratio` is out of range, or `resample` unknown.
     """
-    return _resize(image, size, _draw_box(*image.size, rng, scale, ratio), resample)
+    _check_size(size)
+    box = _draw_box(*image.size, rng, scale, ratio)
+    return _resize_fast(image, size, box, resample)
 
 
 def transform_image(
@@ -183,8 +188,8 @@ def transform_image(
             f"unknown image transform {transform!r}: did you mean {nearest!r}? "
             f"Known: {', '.join(TRANSFORMS)}"
         )
-    options = _Options(rng, scale, resample, crop_share)
-    return TRANSFORMS[transform](_open(data, key, max_pixels), key, size, options)
+    options = _Options(rng, scale, resample, crop_share, max_pixels)
+    return TRANSFORMS[transform](data, key, size, options)
 
 
 class _Options(NamedTuple):
@@ -192,15 +197,17 @@ class _Options(NamedTuple):
     scale: tuple[float, float]
     resample: str
     crop_share: float
+    max_pixels: int
 
 
-def _squash(opened, key, size, options):
-    return resize_squash(_load_rgb(opened, key), size, resample=options.resample)
+def _squash(data, key, size, options):
+    image = decode_image(data, key, max_pixels=options.max_pixels)
+    return resize_squash(image, size, resample=options.resample)
 
 
-def _center_crop(opened, key, size, options, floor=False):
+def _center_crop(data, key, size, options, floor=False):
     return resize_and_crop(
-        _load_rgb(opened, key),
+        decode_image(data, key, max_pixels=options.max_pixels),
         size,
         resample=options.resample,
         crop_share=options.crop_share,
@@ -208,29 +215,41 @@ def _center_crop(opened, key, size, options, floor=False):
     )
 
 
-def _center_crop_floor(opened, key, size, options):
-    return _center_crop(opened, key, size, options, floor=True)
+def _center_crop_floor(data, key, size, options):
+    return _center_crop(data, key, size, options, floor=True)
 
 
-def _random_resized_crop(opened, key, size, options):
+def _random_resized_crop(data, key, size, options):
     if options.rng is None:
         raise ValueError("'random_resized_crop' needs rng=, a numpy.random.Generator")
     _check_size(size)
-    box = _draw_box(*opened.size, options.rng, options.scale, (3 / 4, 4 / 3))
+    full = pixels.jpeg_size(data)
+    opened = None
+    if full is None:
+        opened = open_image(data, key, options.max_pixels)
+        full = opened.size
+    else:
+        _check_pixels(full, key, options.max_pixels)
+    box = _draw_box(*full, options.rng, options.scale, (3 / 4, 4 / 3))
     # A JPEG decodes several times faster at 1/2, 1/4 or 1/8 of its size. That is enough
     # as long as the part still has `size` pixels a side. Only in training: evaluation
     # keeps to the published preprocessing.
     left, top, right, bottom = box
     needed = (
-        math.ceil(opened.width * size / (right - left)),
-        math.ceil(opened.height * size / (bottom - top)),
+        math.ceil(full[0] * size / (right - left)),
+        math.ceil(full[1] * size / (bottom - top)),
     )
-    width = opened.width
-    drafted = opened.draft(None, needed)
-    factor = width / drafted[1][2] if drafted else 1
-    image = _load_rgb(opened, key)
-    box = tuple(side / factor for side in box)
-    return _resize(image, size, _clip(box, *image.size), options.resample)
+    scale = pixels.jpeg_scale(full, needed)
+    image = None if opened else pixels.decode_jpeg(data, full, scale)
+    if image is None:  # no JPEG, or one that Pillow may still read, or tell what is wrong with
+        opened = opened or open_image(data, key, options.max_pixels)
+        scale = scale if opened.draft(None, needed) else 1
+        image = load_rgb(opened, key)
+        width, height = image.size
+    else:
+        height, width = image.shape[:2]
+    box = tuple(side / scale for side in box)
+    return _resize_fast(image, size, _clip(box, width, height), options.resample)
 
 
 # "center_crop" rounds as OpenAI's and open_clip's code, "center_crop_floor" as transformers.
@@ -242,7 +261,7 @@ TRANSFORMS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def _open(data, key, max_pixels):
+def open_image(data, key, max_pixels):
     """Reads the header: format, mode and size are known, no pixel is decoded."""
     if not data:
         raise BadRecord(key, _UNREADABLE, "0 bytes")
@@ -254,19 +273,23 @@ def _open(data, key, max_pixels):
         raise
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, ...
         raise BadRecord(key, _UNREADABLE, _describe(error)) from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadRecord(key, "image too large", f"{width} x {height}, over {max_pixels} pixels")
+    _check_pixels(image.size, key, max_pixels)
     return image
 
 
-def _load_rgb(image, key):
+def _check_pixels(size, key, max_pixels):
+    width, height = size
+    if width * height > max_pixels:
+        raise BadRecord(key, "image too large", f"{width} x {height}, over {max_pixels} pixels")
+
+
+def load_rgb(image, key):
     try:
         image.load()
         return _to_rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # see _open
+    except Exception as error:  # see open_image
         raise BadRecord(key, _UNREADABLE, _describe(error)) from error
 
 
@@ -297,6 +320,17 @@ def _resize(image, size, box, resample):
     if image.mode != "RGB":
         image = _to_rgb(image)
     return np.array(image.resize((size, size), _filter(resample), box=box))
+
+
+def _resize_fast(image, size, box, resample):
+    _filter(resample)
+    if isinstance(image, Image.Image) and image.mode != "RGB":
+        image = _to_rgb(image)
+    square = pixels.resize(image, size, box, resample)
+    if square is None:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return _resize(image, size, box, resample)
+    return square
 
 
 def _check_size(size):

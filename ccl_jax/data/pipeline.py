@@ -1,25 +1,39 @@
 """From a source to training batches: order, caption draw, phrases, tokens, pixels.
 
-The order is a pure function of (seed, step): every epoch is a permutation of the source,
-drawn from the seed and the epoch's number, and batches are cut from the epochs laid end to
-end. So the position in the data is the step, whatever the number of workers.
+A batch is a pure function of (seed, step), whatever the number of workers and hosts. Every epoch
+is a permutation of the source (`order.py`), and batches are cut from the epochs laid end to end,
+so that no record is left out and every host has a batch for every step. So the position in the
+data is the step (`position.py`).
+
+A record that cannot be used leaves its place to another one of the same epoch, far from it in the
+order: the order of all others stays as it was, on one host or many, and each of them still comes
+once an epoch; the stand-ins come a second time.
 """
 
-import collections
 import dataclasses
 import functools
-import threading
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
 
-from ccl_jax.data.concepts import extract_phrases
+from ccl_jax.data import order
 from ccl_jax.data.images import transform_image
+from ccl_jax.data.packing import choose, phrases_of
+from ccl_jax.data.position import Position, fingerprint
+from ccl_jax.data.prefetch import ordered_map
 from ccl_jax.data.records import BadRecord, Record, Source
+from ccl_jax.data.skipping import SkippedRecords
 from ccl_jax.data.text import Tokenizer
 
 Batch = dict[str, np.ndarray]
+
+# Batches that are prepared while another one is in use.
+_BATCHES_AHEAD = 2
+_MOST_THREADS = 32
+# Records that are tried for one place. At the default share of bad records three are plenty.
+_MOST_ATTEMPTS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +53,7 @@ class PipelineOptions:
       resample: a name in `images.RESAMPLE`.
       crop_share: side of a centre crop, as a share of the shortest edge.
       max_bad_share: share of the records that may be unusable before the run stops.
-      workers: groups prepared in parallel.
+      workers: threads that prepare groups of images; 0 for one a core, 32 at most.
       seed: of order, caption draw, crops and phrase draw.
     """
 
@@ -54,7 +68,7 @@ class PipelineOptions:
     resample: str = "bicubic"
     crop_share: float = 1.0
     max_bad_share: float = 0.05
-    workers: int = 2
+    workers: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -63,11 +77,43 @@ class PipelineOptions:
                 f"batch_size {self.batch_size} does not divide into groups of phrase_group = "
                 f"{self.phrase_group} images; choose a multiple"
             )
+        if self.workers < 0:
+            raise ValueError(f"workers = {self.workers}; give a number of threads, or 0")
+
+    @property
+    def threads(self) -> int:
+        """Threads that `workers` asks for."""
+        # Beyond some number they wait for Python's lock rather than work.
+        return self.workers or min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+
+    @property
+    def groups(self) -> int:
+        """Groups of images in a global batch."""
+        return self.batch_size // self.phrase_group
 
     @property
     def group_phrases(self) -> int:
         """Phrases that a group of images has room for."""
         return round(self.phrases_per_image * self.phrase_group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One image of a batch, before it is packed.
+
+    Attributes:
+      record: where it comes from.
+      image: uint8 (h, w, 3).
+      caption: the one that was drawn.
+      phrases: of the caption; those that found room in the budget.
+      dropped: the others.
+    """
+
+    record: Record
+    image: np.ndarray
+    caption: str
+    phrases: tuple[str, ...]
+    dropped: tuple[str, ...]
 
 
 class TrainingBatches:
@@ -77,134 +123,191 @@ class TrainingBatches:
       source: where the records come from.
       tokenizer: of captions and phrases.
       options: what a batch looks like.
-      skipped: unusable records met so far, by reason.
+      groups: the groups of every global batch that are prepared here, by number.
       dropped_phrases: phrases that found no room in their group's budget so far.
     """
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, options: PipelineOptions):
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        options: PipelineOptions,
+        *,
+        groups: Sequence[int] | None = None,
+        skipped_path: str | None = None,
+    ):
+        """Reads nothing yet.
+
+        Args:
+          source: where the records come from.
+          tokenizer: of captions and phrases.
+          options: what a batch looks like.
+          groups: the groups of `options.phrase_group` images that this host prepares of every
+            batch, in [0, options.groups); all by default. Hosts that share the groups out among
+            them make together what one host makes alone.
+          skipped_path: JSON lines file that names every unusable record.
+
+        Raises:
+          ValueError: if the source is empty, or a group is not in a batch.
+        """
         if len(source) == 0:
             raise ValueError(f"{source.name} has no records; check its path and split")
+        if len(source) < options.batch_size:
+            logging.warning(
+                "%s has %d records, fewer than a batch of %d: every batch repeats some, and a "
+                "contrastive loss takes a repeated image for a negative of itself",
+                *(source.name, len(source), options.batch_size),
+            )
         self.source = source
         self.tokenizer = tokenizer
         self.options = options
+        self.groups = tuple(range(options.groups) if groups is None else groups)
+        if not self.groups or not set(self.groups) <= set(range(options.groups)):
+            raise ValueError(
+                f"groups {self.groups} are not among the {options.groups} of a batch of "
+                f"{options.batch_size} in groups of {options.phrase_group}"
+            )
         self.dropped_phrases = 0
-        self.skipped: collections.Counter[str] = collections.Counter()
-        self._bad: set[str] = set()
-        self._lock = threading.Lock()
-        self._error: Exception | None = None
+        self._skipped = SkippedRecords(
+            source.name, len(source), options.max_bad_share, skipped_path
+        )
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Unusable records met here so far, by reason; the most frequent first."""
+        return dict(self._skipped.reasons.most_common())
+
+    @functools.cached_property
+    def _fingerprint(self) -> int:
+        return fingerprint(self.source)
+
+    def position(self, step: int) -> Position:
+        """Where the data stands after `step` batches, to be saved with a checkpoint."""
+        epoch, place = divmod(step * self.options.batch_size, len(self.source))
+        return Position(
+            step=step,
+            epoch=epoch,
+            place=place,
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+            source=self.source.name,
+            records=len(self.source),
+            fingerprint=self._fingerprint,
+        )
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of the steps [start, stop), each a pure function of its step.
 
         Yields:
           `image` (b, h, w, 3) uint8, `text` (b, t) int32, `sample_id` (b,) int32 and, unless
-          the budget is 0, `phrase_text` (p, t_p) int32, `phrase_image` (p,) int32 (-1 for
-          padding).
+          the budget is 0, `phrase_text` (p, t_p) int32, `phrase_image` (p,) int32: rows of the
+          global batch, -1 for padding. Of a global batch these are the rows of `groups`.
 
         Raises:
           ValueError: if too many records are unusable.
         """
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")
-        groups = self.options.batch_size // self.options.phrase_group
-        example = self._group(start * groups)
-        names = list(example)
-
-        def load(index):
-            values = tf.numpy_function(
-                self._guarded_group, [index], [example[name].dtype for name in names]
-            )
-            for name, value in zip(names, values, strict=True):
-                value.set_shape(example[name].shape)
-            return dict(zip(names, values, strict=True))
-
-        dataset = (
-            tf.data.Dataset.range(start * groups, stop * groups)
-            .map(load, num_parallel_calls=self.options.workers, deterministic=True)
-            .batch(groups)
-            .prefetch(2)
+        per_batch, workers = len(self.groups), self.options.threads
+        done = ordered_map(
+            self._fill,
+            self._work(start, stop),
+            workers=workers,
+            ahead=_BATCHES_AHEAD * per_batch + workers,
         )
-        try:
-            for batch in dataset.as_numpy_iterator():
-                yield self._merge(batch)
-        except tf.errors.OpError:
-            # TensorFlow reports an exception of Python's as text; ours is kept.
-            if self._error is None:
-                raise
-            raise self._error from None
+        for number, (batch, dropped) in enumerate(done, 1):
+            self.dropped_phrases += dropped
+            if number % per_batch == 0:
+                yield batch
 
-    def _guarded_group(self, index):
-        try:
-            return list(self._group(int(index)).values())
-        except Exception as error:
-            self._error = error
-            raise
+    def samples(self, step: int) -> list[Sample]:
+        """The images of a batch with their texts, for people to look at.
 
-    def _merge(self, batch: Batch) -> Batch:
-        """Joins groups: (groups, g, ...) to (groups * g, ...), phrase rows made global."""
-        groups = len(batch["image"])
-        if "phrase_image" in batch:
-            offset = np.arange(groups, dtype=np.int32)[:, None] * self.options.phrase_group
-            rows = batch["phrase_image"]
-            batch["phrase_image"] = np.where(rows >= 0, rows + offset, -1).astype(np.int32)
-            self.dropped_phrases += int(batch.pop("dropped").sum())
-        return {name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items()}
+        Raises:
+          ValueError: if too many records are unusable.
+        """
+        first = step * self.options.groups
+        return [sample for group in self.groups for sample in self._samples(first + group)]
 
-    def _group(self, index: int) -> Batch:
-        """The images of one group with their captions and phrases."""
+    def _work(self, start: int, stop: int) -> Iterator[tuple[Batch, int, int]]:
+        """(batch to write to, which of its groups, number of the group in the order)."""
+        for step in range(start, stop):
+            batch = self._empty_batch()
+            for slot, group in enumerate(self.groups):
+                yield batch, slot, step * self.options.groups + group
+
+    def _empty_batch(self) -> Batch:
+        options, tokens = self.options, self.tokenizer.pad_id
+        images = len(self.groups) * options.phrase_group
+        size = options.image_size
+        batch = {
+            "image": np.empty((images, size, size, 3), np.uint8),
+            "text": np.full((images, options.text_length), tokens, np.int32),
+            "sample_id": np.empty(images, np.int32),
+        }
+        if options.group_phrases:
+            phrases = len(self.groups) * options.group_phrases
+            batch["phrase_text"] = np.full((phrases, options.phrase_length), tokens, np.int32)
+            batch["phrase_image"] = np.full(phrases, -1, np.int32)
+        return batch
+
+    def _fill(self, work: tuple[Batch, int, int]) -> tuple[Batch, int]:
+        """Writes a group of the order into its rows of a batch; returns the phrases dropped."""
+        batch, slot, index = work
+        options = self.options
+        samples = self._samples(index)
+        rows = slice(slot * options.phrase_group, (slot + 1) * options.phrase_group)
+        for image, sample in zip(batch["image"][rows], samples, strict=True):
+            image[...] = sample.image
+        batch["text"][rows] = self.tokenizer([s.caption for s in samples], options.text_length)
+        batch["sample_id"][rows] = [sample.record.sample_id for sample in samples]
+        if not options.group_phrases:
+            return batch, 0
+        first_row = index % options.groups * options.phrase_group
+        owned = [(row, text) for row, s in enumerate(samples, first_row) for text in s.phrases]
+        start = slot * options.group_phrases
+        rows = slice(start, start + len(owned))
+        batch["phrase_text"][rows] = self.tokenizer([p for _, p in owned], options.phrase_length)
+        batch["phrase_image"][rows] = [row for row, _ in owned]
+        return batch, sum(len(sample.dropped) for sample in samples)
+
+    def _samples(self, index: int) -> list[Sample]:
+        """The images of a group of the order."""
         options = self.options
         rng = np.random.default_rng((options.seed, 1, index))
         start = index * options.phrase_group
-        images, captions, ids, phrases = [], [], [], []
-        for position in range(start, start + options.phrase_group):
-            record, image, epoch = self._usable(position, rng)
-            chosen = self._caption(record, epoch)
-            images.append(image)
-            captions.append(record.captions[chosen])
-            ids.append(record.sample_id)
-            phrases.append(_phrases(record, chosen) if options.group_phrases else ())
-        group = {
-            "image": np.stack(images),
-            "text": self.tokenizer(captions, options.text_length),
-            "sample_id": np.array(ids, np.int32),
-        }
+        drawn = [self._usable(start + offset, rng) for offset in range(options.phrase_group)]
+        kept = dropped = [()] * len(drawn)
         if options.group_phrases:
-            group.update(self._pack(phrases, rng))
-        return group
+            phrases = [phrases_of(record, caption) for record, caption, _ in drawn]
+            chosen = choose(phrases, options.group_phrases, rng)
+            kept, dropped = (
+                [tuple(text for owner, text in part if owner == row) for row in range(len(drawn))]
+                for part in chosen
+            )
+        return [
+            Sample(record, image, record.captions[caption], kept[row], dropped[row])
+            for row, (record, caption, image) in enumerate(drawn)
+        ]
 
-    def _pack(self, phrases: list[tuple[str, ...]], rng: np.random.Generator) -> Batch:
-        """Packs the phrases of a group into its budget; over it, some are dropped at random."""
-        owned = [(row, phrase) for row, texts in enumerate(phrases) for phrase in texts]
-        budget = self.options.group_phrases
-        dropped = max(len(owned) - budget, 0)
-        if dropped:
-            owned = [owned[i] for i in sorted(rng.permutation(len(owned))[:budget])]
-        shape = (budget, self.options.phrase_length)
-        text = np.full(shape, self.tokenizer.pad_id, np.int32)
-        image = np.full(budget, -1, np.int32)
-        text[: len(owned)] = self.tokenizer([p for _, p in owned], self.options.phrase_length)
-        image[: len(owned)] = [row for row, _ in owned]
-        return {
-            "phrase_text": text,
-            "phrase_image": image,
-            "dropped": np.array(dropped, np.int32),
-        }
-
-    def _usable(self, position: int, rng) -> tuple[Record, np.ndarray, int]:
-        """The record at a position of the order, or the next one that can be read."""
-        size = len(self.source)
-        for ahead in range(size):
-            epoch, place = divmod(position + ahead, size)
-            index = int(_permutation(self.options.seed, epoch, size)[place])
+    def _usable(self, position: int, rng: np.random.Generator) -> tuple[Record, int, np.ndarray]:
+        """The record at a position of the order, or its stand-in; its caption and its pixels."""
+        size, seed = len(self.source), self.options.seed
+        index, epoch = order.record_at(seed, position, size)
+        for attempt in range(1, min(size, _MOST_ATTEMPTS) + 1):
             try:
                 record = self.source[index]
-                return record, self._image(record, rng), epoch
+                image = self._image(record, rng)
             except BadRecord as error:
-                self._skip(error)
-        raise ValueError(f"{self.source.name}: none of {size} records can be read; see the log")
+                self._skipped.add(error)
+                index = order.stand_in(seed, position, size, attempt)
+                continue
+            self._skipped.add_usable()
+            return record, self._caption(record, epoch), image
+        raise ValueError(
+            f"{self.source.name}: none of {attempt} records tried in a row can be used "
+            f"({', '.join(self.skipped)}); mend the data"
+        )
 
-    def _image(self, record: Record, rng) -> np.ndarray:
+    def _image(self, record: Record, rng: np.random.Generator) -> np.ndarray:
         return transform_image(
             record.image,
             record.key,
@@ -218,33 +321,5 @@ class TrainingBatches:
 
     def _caption(self, record: Record, epoch: int) -> int:
         """One caption an epoch; all of them in as many epochs, from a start of its own."""
-        offset = np.random.default_rng((self.options.seed, 2, record.sample_id)).integers(1 << 16)
-        return int(offset + epoch) % len(record.captions)
-
-    def _skip(self, error: BadRecord) -> None:
-        with self._lock:
-            if error.key in self._bad:
-                return
-            self._bad.add(error.key)
-            self.skipped[error.reason] += 1
-            logging.warning("Skipped %s (%d so far)", error, len(self._bad))
-            limit = max(self.options.max_bad_share * len(self.source), 1)
-            if len(self._bad) > limit:
-                reasons = ", ".join(f"{k} x {v}" for k, v in self.skipped.most_common(3))
-                raise ValueError(
-                    f"{self.source.name}: {len(self._bad)} of {len(self.source)} records are "
-                    f"unusable ({reasons}); mend the data, or raise config.data.max_bad_share "
-                    f"above {self.options.max_bad_share}"
-                )
-
-
-def _phrases(record: Record, caption: int) -> tuple[str, ...]:
-    """Distinct phrases of a caption: its own, else extracted, else the whole caption."""
-    text = record.captions[caption]
-    found = record.phrases[caption] if record.phrases is not None else extract_phrases(text)
-    return tuple(dict.fromkeys(found)) or (text,)
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng((seed, 0, epoch)).permutation(size)
+        offset = order.mix(self.options.seed, 2, record.sample_id) >> 32
+        return (offset + epoch) % len(record.captions)

@@ -48,11 +48,7 @@ def object_phrase(obj: SceneObject, *, detailed: bool = False) -> str:
     return _with_article(" ".join(words))
 
 
-
-
-def scene_captions(
-    rng: random.Random, objects: Sequence[SceneObject]
-) -> tuple[Caption, ...]:
+def scene_captions(rng: random.Random, objects: Sequence[SceneObject]) -> tuple[Caption, ...]:
     """One caption of each style, in the order of `STYLES`.
 
     short: all objects, colour and shape; long: up to three, with size and texture; relation:

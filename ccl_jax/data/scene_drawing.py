@@ -78,9 +78,7 @@ def sample_objects(
             return tuple(placed)
 
 
-def sample_pairs(
-    rng: random.Random, count: int, *, held_out: bool
-) -> list[tuple[str, str]]:
+def sample_pairs(rng: random.Random, count: int, *, held_out: bool) -> list[tuple[str, str]]:
     """Draws `count` distinct (colour, shape) pairs.
 
     Args:

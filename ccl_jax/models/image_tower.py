@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
-from ccl_jax.models.layers import Dense, EncoderBlock, MapHead
+from ccl_jax.models.layers import PLAIN, Dense, Execution, MapHead, run_blocks
 
 
 class ImageFeatures(NamedTuple):
@@ -17,6 +18,8 @@ class ImageFeatures(NamedTuple):
       pooled: (b, e) global embedding.
       tokens: (b, l, e) patch tokens in the space of `pooled`, or None if not asked for.
       patches: (b, l, d) patch states after the final norm, without the class token.
+
+    Where patches were left out, l is the number of those that were kept.
     """
 
     pooled: Float[Array, "b e"]
@@ -61,8 +64,22 @@ class ImageTower(nn.Module):
     mlp_dim: int | None = None
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b h w 3"], *, tokens: bool = False) -> ImageFeatures:
-        """Encodes normalised images; patch tokens in embedding space only if asked for.
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        *,
+        tokens: bool = False,
+        kept: Int[Array, "b k"] | None = None,
+        execution: Execution = PLAIN,
+    ) -> ImageFeatures:
+        """Encodes normalised images.
+
+        Args:
+          image: normalised pixels.
+          tokens: whether to give the patch tokens in embedding space.
+          kept: numbers of the patches that enter the blocks, row by row of the grid; all by
+            default. The class token always does.
+          execution: how the blocks run.
 
         Raises:
           ValueError: for images of another size or options that do not fit together.
@@ -71,6 +88,8 @@ class ImageTower(nn.Module):
         grid = patch_grid(self.image_size, self.patch_size, self.patch_stride)
         mlp_dim = self.mlp_dim or 4 * self.width
         x = _patchify(image.astype(self.dtype), grid, self.patch_size, self.patch_stride)
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
         # CLIP's patch embedding has no bias, SigLIP's has one.
         x = Dense(
             self.width,
@@ -83,24 +102,31 @@ class ImageTower(nn.Module):
             token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, self.width))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-        count = grid * grid + (self.pool == "cls")
+        first = int(self.pool == "cls")
+        count = grid * grid + first
         scale = 1 / self.width**0.5
         positions = self.param(
             "position_embedding", nn.initializers.normal(scale), (count, self.width)
         )
-        x = x + positions.astype(self.dtype)
+        positions = positions.astype(self.dtype)
+        if kept is not None:
+            places = jnp.pad(kept + first, ((0, 0), (first, 0)))
+            positions = positions[places]
+        x = x + positions
         norm_args = {"epsilon": self.norm_eps, "dtype": self.dtype}
         if self.pool == "cls":
             x = nn.LayerNorm(**norm_args, name="norm_pre")(x)
-        for i in range(self.depth):
-            x = EncoderBlock(
-                self.heads,
-                mlp_dim,
-                activation=self.activation,
-                norm_eps=self.norm_eps,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )(x)
+        x = run_blocks(
+            self,
+            x,
+            self.depth,
+            execution,
+            heads=self.heads,
+            mlp_dim=mlp_dim,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+        )
         x = nn.LayerNorm(**norm_args, name="norm_post")(x)
         if self.pool == "map":
             head = MapHead(
@@ -146,6 +172,28 @@ def patch_grid(image_size: int, patch_size: int, patch_stride: int | None = None
     (14, 53, 27)
     """
     return (image_size - patch_size) // (patch_stride or patch_size) + 1
+
+
+def draw_patches(
+    key: Key[Array, ""], images: int, patches: int, dropout: float
+) -> Int[Array, "images kept"]:
+    """Patches that each image keeps: a random choice without repetition, in ascending order.
+
+    (1 - dropout) `patches` are kept, rounded, and one at least. Li et al., "Scaling
+    Language-Image Pre-training via Masking" (FLIP, 2023).
+
+    Args:
+      key: of the draw.
+      images: rows.
+      patches: of an image.
+      dropout: share of the patches that are left out, in [0, 1).
+
+    >>> draw_patches(jax.random.key(0), 3, 16, 0.75).shape
+    (3, 4)
+    """
+    count = max(1, round((1 - dropout) * patches))
+    order = jax.random.uniform(key, (images, patches))
+    return jnp.sort(jax.lax.top_k(order, count)[1], axis=1)
 
 
 def _patchify(

@@ -1,18 +1,60 @@
 """Building blocks of both towers, in Flax Linen. Parameters are float32."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ccl_jax.models.attention import ATTENTION, attend
+
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+
+# What a block keeps of its forward pass for its backward pass; the rest is computed again.
+# "dots" keeps the results of its dense layers, and neither attention's nor elementwise ones.
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Execution(NamedTuple):
+    """How the blocks of a tower run; results are the same but for rounding.
+
+    Attributes:
+      remat: a name in `REMAT`, what is kept for the backward pass.
+      scan_layers: whether to compile one block and loop over the layers, instead of compiling
+        every layer. The parameters stay one tree a layer, and are stacked for the loop: a
+        copy of the blocks' kernels in the compute type. Layers that are frozen one by one
+        have a backward pass like the others then.
+      attention: `implementation` of `attend` in the blocks.
+    """
+
+    remat: str = "none"
+    scan_layers: bool = False
+    attention: str = "auto"
+
+    def check(self) -> None:
+        """Checks the names.
+
+        Raises:
+          ValueError: for one that is unknown.
+        """
+        for field, known in (("remat", tuple(REMAT)), ("attention", ATTENTION)):
+            if (value := getattr(self, field)) not in known:
+                names = ", ".join(map(repr, known))
+                raise ValueError(f"config.model.{field} = {value!r}; use one of {names}")
+
+
+PLAIN = Execution()
 
 
 def flat_dot_general(x, kernel, dimension_numbers, **options):
@@ -56,6 +98,7 @@ class Attention(nn.Module):
     heads: int
     causal: bool = False
     dtype: Any = jnp.float32
+    implementation: str = "auto"
 
     def setup(self):
         if self.width % self.heads:
@@ -72,8 +115,11 @@ class Attention(nn.Module):
         self, queries: Float[Array, "b q d"], context: Float[Array, "b k d"]
     ) -> Float[Array, "b q d"]:
         q, k, v = self.query(queries), self.key(context), self.value(context)
-        split = lambda x: x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)  # noqa: E731
-        pooled = jax.nn.dot_product_attention(split(q), split(k), split(v), is_causal=self.causal)
+        head_dim = self.width // self.heads
+        split = lambda x: x.reshape(*x.shape[:-1], self.heads, head_dim)  # noqa: E731
+        pooled = attend(
+            split(q), split(k), split(v), causal=self.causal, implementation=self.implementation
+        )
         return self.out(pooled.reshape(queries.shape))
 
     def value_path(self, context: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
@@ -90,15 +136,49 @@ class EncoderBlock(nn.Module):
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
     dtype: Any = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        attention = Attention(x.shape[-1], self.heads, self.causal, self.dtype, name="attention")
+        attention = Attention(
+            x.shape[-1], self.heads, self.causal, self.dtype, self.attention, name="attention"
+        )
         y = norm(name="norm_attention")(x)
         x = x + attention(y, y)
         mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="mlp")
         return x + mlp(norm(name="norm_mlp")(x))
+
+
+def run_blocks(
+    tower: nn.Module, x: Float[Array, "b l d"], depth: int, execution: Execution, **fields: Any
+) -> Float[Array, "b l d"]:
+    """The blocks of a tower one after the other; their parameters are `block_0` and so on.
+
+    Args:
+      tower: whose compact method this is called in.
+      x: states that enter the first block.
+      depth: number of blocks.
+      execution: how they run.
+      **fields: of `EncoderBlock`.
+    """
+    execution.check()
+    policy = REMAT[execution.remat]
+    fields["attention"] = execution.attention
+    if execution.scan_layers and depth > 1 and not tower.is_initializing():
+        block = EncoderBlock(**fields, parent=None)
+        layers = [tower.variables["params"][f"block_{i}"] for i in range(depth)]
+        # Kernels as the dense layers use them; norms compute in float32.
+        cast = lambda w: w.astype(block.dtype) if w.ndim > 1 else w  # noqa: E731
+        stacked = jax.tree.map(lambda *ws: jnp.stack([cast(w) for w in ws]), *layers)
+        body = lambda x, layer: (block.apply({"params": layer}, x), None)  # noqa: E731
+        if policy is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        return jax.lax.scan(body, x, stacked)[0]
+    kind = EncoderBlock if policy is None else nn.remat(EncoderBlock, policy=policy)
+    for i in range(depth):
+        x = kind(**fields, name=f"block_{i}")(x)
+    return x
 
 
 class MapHead(nn.Module):

@@ -68,12 +68,14 @@ def _clip(width, depth, heads, patch_size, text_width, text_heads, embed_dim):
 
 
 # SigLIP's sizes are those of Zhai et al. (2023) and big_vision, So400m's those of Alabdulmohsin
-# et al. (2023), CLIP's those of Radford et al. (2021), table 20.
+# et al. (2023), CLIP's those of Radford et al. (2021), table 20. SigLIP 2 (Tschannen et al., 2025)
+# has SigLIP's towers with the vocabulary of Gemma.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": _siglip(64, 3, 2, 8, image_size=48, text_depth=2, vocab_size=512),
     "S/16": _siglip(384, 12, 6, 16),
     "B/16": _siglip(768, 12, 12, 16),
     "L/16": _siglip(1024, 24, 16, 16),
+    "siglip2-B/16": _siglip(768, 12, 12, 16, vocab_size=256_000),
     "So400m/14": _siglip(1152, 27, 16, 14, mlp_dim=4304),
     "clip-B/32": _clip(768, 12, 12, 32, 512, 8, 512),
     "clip-B/16": _clip(768, 12, 12, 16, 512, 8, 512),

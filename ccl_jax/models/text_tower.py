@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ccl_jax.models.layers import EncoderBlock
+from ccl_jax.models.layers import PLAIN, Execution, run_blocks
 
 
 class TextTower(nn.Module):
@@ -43,8 +43,10 @@ class TextTower(nn.Module):
     mlp_dim: int | None = None
 
     @nn.compact
-    def __call__(self, text: Int[Array, "b t"]) -> Float[Array, "b e"]:
-        """Encodes token ids to embeddings, not normalised.
+    def __call__(
+        self, text: Int[Array, "b t"], *, execution: Execution = PLAIN
+    ) -> Float[Array, "b e"]:
+        """Encodes token ids to embeddings, not normalised; `execution` says how blocks run.
 
         Raises:
           ValueError: for texts longer than `length` or an unknown `pool`.
@@ -67,16 +69,18 @@ class TextTower(nn.Module):
             "position_embedding", nn.initializers.normal(0.01), (self.length, self.width)
         )
         x = x + positions[: text.shape[1]].astype(self.dtype)
-        for i in range(self.depth):
-            x = EncoderBlock(
-                self.heads,
-                self.mlp_dim or 4 * self.width,
-                causal=self.pool == "eot",
-                activation=self.activation,
-                norm_eps=self.norm_eps,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )(x)
+        x = run_blocks(
+            self,
+            x,
+            self.depth,
+            execution,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim or 4 * self.width,
+            causal=self.pool == "eot",
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+        )
         x = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm_post")(x)
         if self.pool == "last":
             pooled = x[:, -1]

@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
-from ccl_jax.models.image_tower import ImageTower
-from ccl_jax.models.layers import PatchEmbedder
+from ccl_jax.models.image_tower import ImageTower, draw_patches, patch_grid
+from ccl_jax.models.layers import Execution, PatchEmbedder
 from ccl_jax.models.text_tower import TextTower
 
 
@@ -46,6 +46,11 @@ class TwoTowers(nn.Module):
       init_scale: initial multiplier (its logarithm is learnt).
       init_bias: initial bias of the sigmoid losses.
       dtype: of the computation; parameters are float32.
+      remat: what blocks keep for their backward pass, a name in `layers.REMAT`.
+      scan_layers: whether to compile one block a tower and loop over the layers.
+      attention: a name in `attention.ATTENTION`.
+      patch_dropout: share of an image's patches that a training step leaves out; the module
+        itself leaves out what it is told to (`draw_patches`).
     """
 
     image: Mapping[str, Any]
@@ -54,8 +59,13 @@ class TwoTowers(nn.Module):
     init_scale: float = 10.0
     init_bias: float = -10.0
     dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_layers: bool = False
+    attention: str = "auto"
+    patch_dropout: float = 0.0
 
     def setup(self):
+        self.execution = Execution(self.remat, self.scan_layers, self.attention)
         self.image_tower = ImageTower(**self.image, dtype=self.dtype)
         self.text_tower = TextTower(**self.text, dtype=self.dtype)
         embed_dim = self.text_tower.embed_dim or self.text_tower.width
@@ -79,6 +89,7 @@ class TwoTowers(nn.Module):
         *,
         image_tokens: bool = False,
         patch_emb: bool = False,
+        kept_patches: Int[Array, "b k"] | None = None,
     ) -> Embeddings:
         """Embeds what is given.
 
@@ -88,13 +99,17 @@ class TwoTowers(nn.Module):
           phrase_text: token ids of phrases; they go through the same text tower.
           image_tokens: whether to give the patch tokens in embedding space.
           patch_emb: whether to give the patch embedder's tokens.
+          kept_patches: the patches that are seen, as `draw_patches` gives them; all by
+            default. Patch tokens are then those of these patches alone.
 
         Raises:
           ValueError: if `patch_emb` is asked of a model without a patch embedder.
         """
         out: dict[str, Any] = {"scale": jnp.exp(self.log_scale), "bias": self.bias}
         if image is not None:
-            features = self.image_tower(image, tokens=image_tokens)
+            features = self.image_tower(
+                image, tokens=image_tokens, kept=kept_patches, execution=self.execution
+            )
             out["image"] = _normalize(features.pooled)
             if image_tokens:
                 out["image_tokens"] = _normalize(features.tokens)
@@ -105,10 +120,18 @@ class TwoTowers(nn.Module):
                     )
                 out["patch_emb"] = self.embedder(features.patches)
         if text is not None:
-            out["text"] = _normalize(self.text_tower(text))
+            out["text"] = _normalize(self.text_tower(text, execution=self.execution))
         if phrase_text is not None:
-            out["phrase"] = _normalize(self.text_tower(phrase_text))
+            out["phrase"] = _normalize(self.text_tower(phrase_text, execution=self.execution))
         return Embeddings(**out)
+
+    def draw_patches(self, key: Key[Array, ""], images: int) -> Int[Array, "images k"] | None:
+        """`kept_patches` of a training step; None without patch dropout."""
+        if not self.patch_dropout:
+            return None
+        image = self.image
+        grid = patch_grid(image["image_size"], image["patch_size"], image.get("patch_stride"))
+        return draw_patches(key, images, grid**2, self.patch_dropout)
 
 
 def normalize_image(

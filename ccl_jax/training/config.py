@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from ccl_jax.data.images import RESAMPLE
 from ccl_jax.data.pipeline import PipelineOptions
 from ccl_jax.models.presets import build_model
-from ccl_jax.training import objective
-from ccl_jax.training.optimizer import create_optimizer
+from ccl_jax.training import forward, objective, tower_outputs
+from ccl_jax.training.optimizer import create_optimizer, trainable_paths
 from ccl_jax.training.step import initial_params
 
 
@@ -44,6 +44,15 @@ def default_config() -> ConfigDict:
     config.model.init_scale = 10.0  # multiplier of the similarities at the start
     config.model.init_bias = -10.0  # of the sigmoid losses at the start
     config.model.dtype = "float32"  # of the computation: "float32" or "bfloat16"
+    # What a block keeps for its backward pass instead of computing it again: all of it ("none"),
+    # what its dense layers gave ("dots"), or nothing but its input ("full").
+    config.model.remat = "none"
+    config.model.scan_layers = False  # compile one block and loop: deep towers compile sooner
+    # "cudnn" (flash attention), "xla", or "auto" for the former where the GPU has it.
+    config.model.attention = "auto"
+    # Share of the patches that a training step leaves out, drawn anew for each image (FLIP).
+    # Phrases of CCL then attend over the others alone; evaluation sees every patch.
+    config.model.patch_dropout = 0.0
 
     config.data = ConfigDict()
     config.data.source = ConfigDict()  # {"kind": a name in data.sources.SOURCES, options}
@@ -61,7 +70,7 @@ def default_config() -> ConfigDict:
     config.data.phrases_per_image = 4.0  # budget of the batch, on average
     config.data.phrase_group = 8  # images that share a budget; divides a device's share
     config.data.max_bad_share = 0.05  # of the records, before the run stops
-    config.data.workers = 2  # groups prepared in parallel
+    config.data.workers = 0  # threads that prepare images and texts; 0 for one a core
     # Folder or file of a tokenizer, or "train" for one of the captions' own. Empty: that of
     # init_from where there is one, else trained.
     config.data.tokenizer = ""
@@ -86,20 +95,52 @@ def default_config() -> ConfigDict:
     config.optimizer.clip_norm = 0.0  # of the whole gradient; 0 for none
     config.optimizer.max_scale = 100.0  # the learnt multiplier is kept in [1, max_scale]
 
+    # Devices along each axis of the mesh; -1 for all that are left. A batch is split over data
+    # and fsdp, state over fsdp and tensor.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.sharding = ConfigDict()
+    # (regex, rule) pairs over paths of parameters (training/partition.py). Empty: the largest
+    # dimension over fsdp, and Megatron's rules where there is a tensor axis.
+    config.sharding.rules = ()
+
     config.train = ConfigDict()
     config.train.steps = 10_000
+    # Images that go through the towers at a time, over all devices, where memory is short; the
+    # loss and its gradient are those of the whole batch. 0 for all at once.
+    config.train.micro_batch = 0
     # Of a moving average of the weights, evaluated instead of them: 0.999, say; 0 for none.
     config.train.ema_decay = 0.0
     config.train.log_every = 50  # steps
     config.train.eval_every = 0  # steps; 0 for at the end alone
     config.train.checkpoint_every = 1_000  # steps; the last step is always saved
-    config.train.keep_checkpoints = 2
+    config.train.checkpoint_minutes = 0.0  # since the last one, looked at with the log; 0: never
+    config.train.keep_checkpoints = 2  # the latest
+    config.train.keep_checkpoints_every = 0  # those of steps that it divides stay too; 0: none
+    # Of the evaluations by eval_every, the checkpoint with the highest value of this metric
+    # stays, as in "retrieval/image_to_text_recall@1"; empty for none.
+    config.train.best_metric = ""
+    # Steps whose loss or gradient is not finite change nothing; so many in a row end the run.
+    config.train.max_skipped_steps = 20
+    # Folder for compiled programs, so that a run which begins again need not compile; "": none.
+    config.train.compilation_cache = "~/.cache/ccl_jax/compiled"
+    config.train.profile_steps = ()  # (first, last) for a trace in WORKDIR/profile
+    config.train.wandb_project = ""  # of Weights & Biases; empty for none
 
     # Low-rank updates in place of training the towers themselves (training/lora.py).
     config.lora = ConfigDict()
     config.lora.rank = 0  # 0 for none
     config.lora.alpha = 16.0  # the update is alpha / rank * A B
     config.lora.targets = (r"(image|text)_tower/.*(attention|mlp)/\w+/kernel",)  # whole paths
+
+    # Outputs of frozen towers, computed once, stored, and trained from (training/tower_storing.py).
+    # Needs optimizer.frozen = "towers" (PACL) or "image" (LiT) and a transform without chance.
+    config.tower_store = ConfigDict()
+    config.tower_store.folder = ""  # of the store, which several runs can use; empty for none
+    # Of patch tokens: "bfloat16", "float16" or "float32". Global embeddings are float32.
+    config.tower_store.dtype = "bfloat16"
+    config.tower_store.batch_size = 64  # images or texts in the towers at a time, in storing
+    config.tower_store.images_per_shard = 512  # a killed run stores those of one shard again
+    config.tower_store.verify = False  # read all of it and compare checksums before training
 
     # name -> {"evaluator": a name in evaluation.runner.EVALUATORS, "source": {...}, options}
     config.evaluators = ConfigDict()
@@ -161,6 +202,7 @@ def check_config(config: ConfigDict, devices: int = 1) -> None:
             f"groups of config.data.phrase_group = {group} images; choose a multiple of "
             f"{devices * group}, or a smaller group"
         )
+    forward.check(config, devices)
     if config.data.resample not in RESAMPLE:
         hint = nearest(config.data.resample, RESAMPLE)
         raise ValueError(f"config.data.resample = {config.data.resample!r}; {hint}")
@@ -178,6 +220,16 @@ def check_config(config: ConfigDict, devices: int = 1) -> None:
             f"config.optimizer.warmup_steps = {config.optimizer.warmup_steps} does not end "
             f"before config.train.steps = {config.train.steps}; make it smaller"
         )
+    if config.train.best_metric and not config.train.eval_every:
+        raise ValueError(
+            f"config.train.best_metric = {config.train.best_metric!r} needs evaluations: set "
+            "config.train.eval_every"
+        )
+    if len(config.train.profile_steps) not in (0, 2):
+        raise ValueError(
+            f"config.train.profile_steps = {tuple(config.train.profile_steps)}; give the first "
+            "and the last step, as in (10, 15)"
+        )
     if not 0 <= config.train.ema_decay < 1:
         raise ValueError(
             f"config.train.ema_decay = {config.train.ema_decay}; it must be below 1, and 0 for "
@@ -194,13 +246,15 @@ def check_config(config: ConfigDict, devices: int = 1) -> None:
 
 def _check_fine_tuning(config: ConfigDict) -> None:
     """Checks the lists over parameters, so that no run of several stops at its start."""
-    chosen = config.optimizer
+    chosen, stores = config.optimizer, bool(config.tower_store.folder)
     lists = (*chosen.lr_multipliers, *chosen.weight_decays)
-    if not (lists or chosen.frozen or chosen.layer_decay != 1 or config.lora.rank):
+    if not (lists or chosen.frozen or chosen.layer_decay != 1 or config.lora.rank or stores):
         return
     model = build_model(config.model.to_dict(), eot_id=0)
     params = jax.eval_shape(lambda: initial_params(config, model))
     create_optimizer(chosen, config.train.steps, params)
+    if stores:
+        tower_outputs.check(config, trainable_paths(chosen, params))
 
 
 def pipeline_options(config: ConfigDict) -> PipelineOptions:

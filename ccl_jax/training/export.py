@@ -155,7 +155,7 @@ def _restore(config: ConfigDict, folder: str) -> tuple[ConfigDict, _Parts]:
     mesh = create_mesh()
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
     checkpoints = Checkpoints(folder)
-    state = checkpoints.restore(abstract_state(trainer, mesh))
+    state = checkpoints.restore(abstract_state(trainer))
     checkpoints.close()
     params = jax.tree.map(np.asarray, trainer.evaluated(state))
     params = traverse_util.flatten_dict(params, sep="/")

@@ -2,29 +2,34 @@
 
 import json
 import os
-import statistics
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ccl_jax.data.pipeline import TrainingBatches
+from ccl_jax.data.position import check_position
+from ccl_jax.data.records import Source
 from ccl_jax.data.sources import open_source
+from ccl_jax.data.text import Tokenizer
 from ccl_jax.data.text_formats import open_tokenizer
 from ccl_jax.evaluation import report, runner
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.heatmaps import draw_heatmaps
-from ccl_jax.training import averaging, pretrained
+from ccl_jax.training import averaging, distributed, partition, pretrained, tower_storing
 from ccl_jax.training import config as configs
 from ccl_jax.training.checkpoints import Checkpoints
-from ccl_jax.training.metrics import MetricsWriter, Progress
-from ccl_jax.training.sharding import create_mesh, to_devices
+from ccl_jax.training.compilation import keep_compiled
+from ccl_jax.training.distributed import is_first, say
+from ccl_jax.training.fit import Fit
+from ccl_jax.training.sharding import batch_devices, create_mesh, local_groups
 from ccl_jax.training.step import Trainer, TrainState, abstract_state, create_trainer
 
 RESULTS = "results.json"
+DATA_POSITION = "data_position.json"
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -42,24 +47,34 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     Raises:
       ValueError: for a config that does not fit, unusable data, or a workdir that was made
         with another config.
+      Stopped: if the process was told to stop (SIGTERM); the state is saved then.
     """
+    if "://" in workdir:
+        raise ValueError(
+            f"--workdir {workdir} is no path: mount the bucket (gcsfuse) and give the folder in it"
+        )
+    keep_compiled(config.train.compilation_cache)
     singles = configs.run_configs(config)
     folders = {name: os.path.join(workdir, name) if name else workdir for name in singles}
     singles = {name: pretrained.settle(singles[name], folders[name]) for name in singles}
     for single in singles.values():
-        configs.check_config(single, jax.device_count())
+        mesh = create_mesh(shape=single.mesh.to_dict())
+        configs.check_config(single, batch_devices(mesh))
         runner.check(single.evaluators.to_dict())
-    _claim(workdir, config)
+    with distributed.first_before_others("workdir"):
+        _claim(workdir, config)
     if all(os.path.exists(os.path.join(folder, RESULTS)) for folder in folders.values()):
-        print(f"Nothing to do: {workdir} holds a finished run.", file=sys.stderr)
+        say(f"Nothing to do: {workdir} holds a finished run.")
     done = {}
     for name, single in singles.items():
         label = name or "+".join(single.objective)
         done[label] = _train_and_evaluate(single, folders[name], label)
     results = {label: values["metrics"] for label, values in done.items()}
-    _report(config, workdir, done)
-    print(report.format_table(results))
-    print(f"Report: {os.path.join(workdir, 'report.md')}")
+    if is_first():
+        _report(config, workdir, done)
+        print(report.format_table(results))
+        print(f"Report: {os.path.join(workdir, 'report.md')}")
+    distributed.wait("report")
     return results
 
 
@@ -114,7 +129,7 @@ def load_predictor(config: ConfigDict, workdir: str) -> Predictor:
     mesh = create_mesh()
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
     checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(abstract_state(trainer, mesh))
+    state = checkpoints.restore(abstract_state(trainer))
     checkpoints.close()
     return _predictor(config, trainer, state, tokenizer)
 
@@ -141,79 +156,93 @@ def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[st
     if os.path.exists(results_path):
         with open(results_path, encoding="utf-8") as file:
             return json.load(file)
-    os.makedirs(workdir, exist_ok=True)
-    source = open_source(**config.data.source)
-    pretrained.write_settled(config, workdir)
-    tokenizer = pretrained.run_tokenizer(config, source, workdir)
-    mesh = create_mesh()
+    with distributed.first_before_others("data"):
+        os.makedirs(workdir, exist_ok=True)
+        source = open_source(**config.data.source)
+        pretrained.write_settled(config, workdir)
+        tokenizer = pretrained.run_tokenizer(config, source, workdir)
+    mesh = create_mesh(shape=config.mesh.to_dict())
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    if checkpoints.latest is None:
-        state = pretrained.start(config, trainer, mesh)
-    else:
-        state = checkpoints.restore(abstract_state(trainer, mesh))
-        print(f"{label}: continuing at step {int(state.step):,}", file=sys.stderr)
+    state, checkpoints = _begin(config, workdir, label, trainer, mesh)
     predictor = _predictor(config, trainer, state, tokenizer)
-    batches = TrainingBatches(source, tokenizer, configs.pipeline_options(config))
-    state, seconds = _train(config, workdir, label, trainer, state, batches, predictor, checkpoints)
+    batches = _batches(config, workdir, mesh, trainer, state, source, tokenizer)
+    path = os.path.join(workdir, DATA_POSITION)
+    if checkpoints.latest is not None:
+        check_position(path, batches.position(int(state.step)))
+    elif is_first():
+        batches.position(0).save(path)
+
+    def evaluate_state(state: TrainState) -> dict[str, float]:
+        predictor.params = distributed.local(trainer.evaluated(state))
+        found = None
+        if is_first():
+            found = runner.evaluate(predictor, config.evaluators.to_dict(), open_source)
+        return distributed.from_first(found)
+
+    fit = Fit(config, workdir, label, trainer, state, mesh, checkpoints, evaluate_state)
+    fit.run(batches)
     checkpoints.close()
-    predictor.params = trainer.evaluated(state)
-    metrics = runner.evaluate(predictor, config.evaluators.to_dict(), open_source)
     done = {
-        "metrics": metrics,
-        "seconds_per_step": seconds,
+        "metrics": evaluate_state(fit.state),
+        "seconds_per_step": fit.seconds_per_step,
         "skipped_records": dict(batches.skipped),
         "dropped_phrases": batches.dropped_phrases,
-        "step": int(state.step),
+        "skipped_steps": int(fit.state.skipped[0]),
+        "step": int(fit.state.step),
     }
-    _write_json(results_path, done)
+    if is_first():
+        _write_json(results_path, done)
     return done
 
 
-def _train(
+def _begin(
+    config: ConfigDict, workdir: str, label: str, trainer: Trainer, mesh: Mesh
+) -> tuple[TrainState, Checkpoints]:
+    """The state to train from, and where it will be saved."""
+    train = config.train
+    checkpoints = Checkpoints(
+        workdir,
+        train.keep_checkpoints,
+        keep_every=train.keep_checkpoints_every,
+        best=train.best_metric,
+    )
+    if mesh.size > 1 and checkpoints.latest is None:
+        shapes = abstract_state(trainer).params
+        placed = partition.place(shapes, config.sharding.rules, mesh)
+        say(partition.table(placed, mesh))
+    if checkpoints.latest is None:
+        return pretrained.start(config, trainer, mesh), checkpoints
+    state = checkpoints.restore(abstract_state(trainer))
+    say(f"{label}: continuing at step {int(state.step):,}")
+    return state, checkpoints
+
+
+def _batches(
     config: ConfigDict,
     workdir: str,
-    label: str,
+    mesh: Mesh,
     trainer: Trainer,
     state: TrainState,
-    batches: TrainingBatches,
-    predictor: Predictor,
-    checkpoints: Checkpoints,
-) -> tuple[TrainState, float]:
-    """Trains to the last step; returns the state and the median seconds of a step."""
-    train, first = config.train, int(state.step)
-    if first >= train.steps:
-        return state, 0.0
-    writer = MetricsWriter(workdir, first)
-    progress = Progress(label, train.steps, first, config.data.batch_size)
-    stream = to_devices(batches.batches(first, train.steps), create_mesh())
-    rates = []
-    for step, batch in enumerate(stream, first + 1):
-        state, metrics = trainer.step(state, batch)
-        last = step == train.steps
-        if step == first + 1 or step % train.log_every == 0 or last:
-            values = {name: float(value) for name, value in metrics.items()}
-            rate = progress.show(step, values["loss"])
-            if step > first + 1:  # the first step compiles
-                rates.append(rate)
-                values["images_per_second"] = rate
-            writer.write(step, values)
-        if train.eval_every and step % train.eval_every == 0 and not last:
-            predictor.params = trainer.evaluated(state)
-            found = runner.evaluate(predictor, config.evaluators.to_dict(), open_source)
-            writer.write(step, {f"evaluation/{name}": value for name, value in found.items()})
-            progress.resume(step)
-        if step % train.checkpoint_every == 0 or last:
-            checkpoints.save(state)
-            progress.resume(step)
-    writer.close()
-    return state, config.data.batch_size / statistics.median(rates or [rate])
+    source: Source,
+    tokenizer: Tokenizer,
+) -> TrainingBatches | tower_storing.StoredBatches:
+    """This process's part of the training batches."""
+    options = configs.pipeline_options(config)
+    own = {
+        "groups": local_groups(mesh, options.batch_size, options.phrase_group),
+        "skipped_path": os.path.join(workdir, f"skipped_records-{jax.process_index()}.jsonl"),
+    }
+    if not config.tower_store.folder:
+        return TrainingBatches(source, tokenizer, options, **own)
+    return tower_storing.stored_batches(
+        config, trainer.model, state.params, source, tokenizer, options, **own
+    )
 
 
 def _predictor(config: ConfigDict, trainer: Trainer, state: TrainState, tokenizer) -> Predictor:
     return Predictor(
         trainer.model,
-        trainer.evaluated(state),
+        distributed.local(trainer.evaluated(state)),
         tokenizer,
         transform=config.data.eval_transform,
         resample=config.data.resample,
@@ -256,6 +285,11 @@ def _report(config: ConfigDict, workdir: str, done: dict[str, dict[str, Any]]) -
             notes.append(
                 f"{label}: {values['dropped_phrases']:,} phrases found no room in the budget "
                 "(`config.data.phrases_per_image`)."
+            )
+        if values["skipped_steps"]:
+            notes.append(
+                f"{label}: {values['skipped_steps']:,} steps changed nothing, as their loss or "
+                "gradient was not finite."
             )
         for reason, count in values["skipped_records"].items():
             notes.append(f"{label}: {count:,} records skipped ({reason}); the log names them.")

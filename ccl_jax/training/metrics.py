@@ -5,15 +5,36 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 from clu import metric_writers
+
+from ccl_jax.training import distributed
 
 
 class MetricsWriter:
-    """Writes scalars to TensorBoard events and to `metrics.jsonl` in a workdir."""
+    """Writes scalars to TensorBoard events and to `metrics.jsonl` in a workdir.
 
-    def __init__(self, workdir: str, start_step: int = 0):
-        """Opens both; lines after `start_step`, of a run that was cut off, are dropped."""
+    Of several processes the first writes.
+    """
+
+    def __init__(self, workdir: str, start_step: int = 0, wandb_project: str = ""):
+        """Opens both, and a run of Weights & Biases if asked.
+
+        Args:
+          workdir: of a single run.
+          start_step: lines after it, of a run that was cut off, are dropped.
+          wandb_project: of Weights & Biases; empty for none.
+
+        Raises:
+          ValueError: if that is asked for and not installed.
+        """
+        self._events = self._wandb = None
+        if not distributed.is_first():
+            return
+        hide_gpus_from_tensorflow()
+        self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
         with open(self._path, "w", encoding="utf-8") as file:
@@ -22,14 +43,52 @@ class MetricsWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one step's scalars."""
+        if self._events is None:
+            return
         scalars = {name: float(value) for name, value in scalars.items()}
         self._events.write_scalars(step, scalars)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
+        if self._wandb:
+            self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
         """Flushes the events."""
-        self._events.close()
+        if self._events:
+            self._events.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def hide_gpus_from_tensorflow() -> None:
+    """Event files are TensorFlow's, which would take the memory of every GPU for them."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+
+
+def device_memory() -> dict[str, float]:
+    """GB in use and at the peak on the fullest device of this process; empty on a CPU."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    names = {"bytes_in_use": "memory/in_use_gb", "peak_bytes_in_use": "memory/peak_gb"}
+    return {
+        ours: max(one[theirs] for one in stats) / 1e9
+        for theirs, ours in names.items()
+        if all(one and theirs in one for one in stats)
+    }
+
+
+def _open_wandb(project: str, workdir: str) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"config.train.wandb_project = {project!r} needs Weights & Biases: "
+            'pip install "ccl_jax[wandb]", or leave it empty'
+        ) from error
+    # The folder's name as id: a resumed run goes on in the same curves.
+    name = os.path.basename(os.path.abspath(workdir))
+    return wandb.init(project=project, id=name, name=name, dir=workdir, resume="allow")
 
 
 class Progress:
@@ -43,6 +102,7 @@ class Progress:
         self._first = start_step + 1
         self._last = (start_step, time.monotonic())
         self._rewrite = sys.stderr.isatty()
+        self._silent = not distributed.is_first()
 
     def show(self, step: int, loss: float) -> float:
         """Prints the line and returns images/s since the last one."""
@@ -59,7 +119,8 @@ class Progress:
         line = f"{self._prefix}step {step:,}/{self._steps:,}  loss {loss:.4f}  {pace}"
         # On a terminal the next line overwrites this one, whatever its length.
         end = "\r" if self._rewrite and step < self._steps else "\n"
-        print(f"{line:<78}", end=end, file=sys.stderr, flush=True)
+        if not self._silent:
+            print(f"{line:<78}", end=end, file=sys.stderr, flush=True)
         return rate
 
     def resume(self, step: int) -> None:

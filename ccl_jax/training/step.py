@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from ccl_jax.models.presets import build_model
-from ccl_jax.models.two_towers import Embeddings, TwoTowers, normalize_image
-from ccl_jax.training import averaging, lora, parameters
+from ccl_jax.models.two_towers import Embeddings, TwoTowers
+from ccl_jax.training import averaging, forward, lora, parameters, partition, tower_outputs
 from ccl_jax.training import objective as objectives
-from ccl_jax.training.optimizer import create_optimizer, trainable_paths
-from ccl_jax.training.sharding import DATA_AXIS, replicated, sharded
+from ccl_jax.training.optimizer import create_optimizer, learning_rate, trainable_paths
+from ccl_jax.training.sharding import BATCH_AXES, batch_devices, replicated, sharded
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -28,20 +28,23 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState:
     """Everything that training changes; with the config, all that a resumed run needs.
 
-    There is no random key: the step has no randomness of its own, and the data's is a
-    function of seed and step.
+    There is no random key: what is random, in the data and in patch dropout, is a function of
+    seed and step.
 
     Attributes:
       step: number of steps taken.
       params: of the model; with `config.lora`, its low-rank updates as `lora`.
       opt_state: of the optimiser, about the parameters that are not frozen alone.
       ema: the average of those over the steps; None unless `config.train.ema_decay`.
+      skipped: (2,) steps whose loss or gradient was not finite, so that they changed nothing
+        but `step`: of the whole run, and in a row up to now.
     """
 
     step: Int[Array, ""]
     params: Any
     opt_state: Any
     ema: Any = None
+    skipped: Int[Array, "2"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Trainer:
       start: `(state, params) -> state`: a fresh state that begins with other weights of the
         towers; the state passed in is used up.
       evaluated: `state -> params`, the parameters to evaluate: the averaged ones where there
-        are, with low-rank updates added to their kernels.
+        are, with low-rank updates added to their kernels; whole on every device.
+      placements: of the state, a `NamedSharding` for each array.
     """
 
     model: TwoTowers
@@ -63,13 +67,15 @@ class Trainer:
     step: Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, Metrics]]
     start: Callable[[TrainState, Any], TrainState]
     evaluated: Callable[[TrainState], Any]
+    placements: TrainState
 
 
 def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
     """Builds model, optimiser and step for `config` on the devices of `mesh`.
 
     Raises:
-      ValueError: if lists of `config.optimizer` or `config.lora` do not fit the parameters.
+      ValueError: if lists of `config.optimizer`, `config.lora` or `config.sharding` do not fit
+        the parameters.
     """
     model_config = config.model.to_dict()
     model_config["dtype"] = jnp.dtype(model_config["dtype"])
@@ -87,27 +93,32 @@ def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
     def init() -> TrainState:
         params = initial_params(config, model)
         opt_state = optimizer.init(parameters.split(params, trainable)[0])
-        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average(params))
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.int32)
+        return TrainState(step, params, opt_state, average(params), skipped)
+
+    placed = partition.place(shapes, config.sharding.rules, mesh)
+    placements = partition.shardings(jax.eval_shape(init), placed, mesh)
 
     def start(state: TrainState, params) -> TrainState:
         params = parameters.merge(state.params, params)
+        params = jax.device_put(params, placements.params)
         return state.replace(params=params, ema=average(params))
 
-    @functools.partial(jax.jit, out_shardings=whole)
-    def effective(params):
-        return lora.effective(config.lora, params)
+    effective = jax.jit(functools.partial(lora.effective, config.lora), out_shardings=whole)
 
     def evaluated(state: TrainState):
         params = parameters.merge(state.params, state.ema) if state.ema else state.params
-        return effective(params) if config.lora.rank else params
+        split = any(not x.is_fully_replicated for x in jax.tree.leaves(params))
+        return effective(params) if config.lora.rank or split else params
 
     step = jax.jit(
         _make_step(config, model, optimizer, trainable, mesh),
-        in_shardings=(whole, sharded(mesh)),
-        out_shardings=(whole, whole),
+        in_shardings=(placements, sharded(mesh)),
+        out_shardings=(placements, whole),
         donate_argnums=0,
     )
-    return Trainer(model, jax.jit(init, out_shardings=whole), step, start, evaluated)
+    init = jax.jit(init, out_shardings=placements)
+    return Trainer(model, init, step, start, evaluated, placements)
 
 
 def initial_params(config: ConfigDict, model: TwoTowers):
@@ -119,55 +130,67 @@ def initial_params(config: ConfigDict, model: TwoTowers):
     return lora.add(config.lora, parameters.initial(model, config.seed), config.seed)
 
 
-def abstract_state(trainer: Trainer, mesh: Mesh) -> TrainState:
+def abstract_state(trainer: Trainer) -> TrainState:
     """Shapes, types and placement of the state, without making it."""
-    whole = replicated(mesh)
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(trainer.init),
+        trainer.placements,
     )
 
 
 def _make_step(config, model, optimizer, trainable, mesh):
     objective = config.objective.to_dict()
-    wanted = objectives.needs(objective)
     max_log_scale = math.log(config.optimizer.max_scale)
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    if config.tower_store.folder:
+        embed = tower_outputs.create_forward(config, model)
+    else:
+        embed = forward.create_forward(config, model, mesh)
     total_loss = _sharded_loss(objective, mesh)
+    schedule = learning_rate(config.optimizer, config.train.steps)
 
-    def loss_fn(trained, frozen, batch):
-        embeddings = model.apply(
-            {"params": lora.effective(config.lora, parameters.merge(frozen, trained))},
-            image=normalize_image(batch["image"], mean, std),
-            text=batch["text"] if "text" in wanted else None,
-            phrase_text=batch["phrase_text"] if "phrase" in wanted else None,
-            image_tokens="image_tokens" in wanted,
-            patch_emb="patch_emb" in wanted,
-        )
+    def loss_fn(trained, frozen, batch, step):
+        params = lora.effective(config.lora, parameters.merge(frozen, trained))
+        embeddings = embed(params, batch, step)
         return total_loss(embeddings, {k: x for k, x in batch.items() if k != "image"})
 
     def step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
         # Only what is trained is differentiated: frozen towers have no backward pass.
-        trained, frozen = parameters.split(state.params, trainable)
+        before, frozen = parameters.split(state.params, trainable)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = gradient(trained, frozen, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        (loss, metrics), grads = gradient(before, frozen, batch, state.step)
+        norms = _gradient_norms(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, before)
+        trained = optax.apply_updates(before, updates)
         if "log_scale" in trained:
             trained["log_scale"] = jnp.clip(trained["log_scale"], 0.0, max_log_scale)
         count, ema = state.step + 1, state.ema
         if ema is not None:
             ema = averaging.update_ema(ema, trained, count, config.train.ema_decay)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norms["gradient_norm"])
+        keep = functools.partial(jax.tree.map, functools.partial(jnp.where, finite))
+        trained = keep(trained, before)
+        opt_state, ema = keep(opt_state, state.opt_state), keep(ema, state.ema)
+        skipped = jnp.where(finite, state.skipped * jnp.array([1, 0]), state.skipped + 1)
         params = parameters.merge(frozen, trained)
-        metrics |= {
+        metrics |= norms | {
             "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
             "scale": jnp.exp(params["log_scale"]),
             "bias": params["bias"],
+            "learning_rate": schedule(state.step),
+            "skipped_steps": skipped[0],
+            "skipped_in_a_row": skipped[1],
         }
-        return TrainState(count, params, opt_state, ema), metrics
+        return TrainState(count, params, opt_state, ema, skipped), metrics
 
     return step
+
+
+def _gradient_norms(grads) -> Metrics:
+    """Of the whole gradient, and of the part of it in each tower that is trained."""
+    parts = {name: part for name, part in grads.items() if name.endswith("_tower")}
+    norms = {f"gradient_norm/{name}": optax.tree.norm(part) for name, part in parts.items()}
+    return norms | {"gradient_norm": optax.tree.norm(grads)}
 
 
 def _sharded_loss(objective, mesh: Mesh):
@@ -176,12 +199,12 @@ def _sharded_loss(objective, mesh: Mesh):
     Under `shard_map`, so that what crosses devices is what the losses say: left to itself
     the partitioner would gather image tokens.
     """
-    if mesh.size == 1:
+    if batch_devices(mesh) == 1:
         return functools.partial(objectives.total_loss, objective)
-    split, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
+    split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
     specs = dict.fromkeys(objectives.needs(objective), split) | {"scale": whole, "bias": whole}
     mapped = jax.shard_map(
-        functools.partial(objectives.total_loss, objective, axis_name=DATA_AXIS),
+        functools.partial(objectives.total_loss, objective, axis_name=BATCH_AXES),
         mesh=mesh,
         in_specs=(Embeddings(**specs), split),
         out_specs=whole,

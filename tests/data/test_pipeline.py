@@ -2,90 +2,16 @@
 
 import collections
 import dataclasses
-import functools
-import io
+import threading
 
 import numpy as np
 import pytest
 from absl import logging
-from PIL import Image
+from numbered import OPTIONS, VERBS, Numbered, numbers, read, stream
 
-from ccl_jax.data import pipeline
-from ccl_jax.data.pipeline import PipelineOptions, TrainingBatches
-from ccl_jax.data.records import BadRecord, Record
-from ccl_jax.data.text import Tokenizer
-
-NUMBERS = [f"n{i}" for i in range(64)]
-VERBS = ["first", "second", "third"]
-OPTIONS = PipelineOptions(
-    batch_size=8,
-    image_size=4,
-    text_length=8,
-    phrase_length=5,
-    phrases_per_image=2.0,
-    phrase_group=4,
-    transform="squash",
-    workers=2,
-    seed=3,
-)
-
-
-@functools.cache
-def tokenizer():
-    words = [f"x{part}" for part in range(6)]
-    return Tokenizer.train([" ".join(NUMBERS), " ".join(VERBS), " ".join(words)], 1000)
-
-
-@functools.cache
-def words():
-    """Token id -> word."""
-    known = NUMBERS + VERBS + [f"x{part}" for part in range(6)]
-    table = {int(tokenizer()([word], 2)[0, 0]): word for word in known}
-    assert len(table) == len(known)  # every word is one token
-    return table
-
-
-def read(row):
-    """The words of a row of tokens."""
-    return [words()[int(token)] for token in row if int(token) in words()]
-
-
-class Numbered:
-    """Record i: all pixels have the value 3 i; captions "ni first", ...; phrases "ni x0", ..."""
-
-    name = "numbered"
-
-    def __init__(self, count, *, captions=1, phrases=1, bad=()):
-        self.count, self.captions, self.phrases, self.bad = count, captions, phrases, bad
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        if index in self.bad:
-            raise BadRecord(f"record-{index}", "truncated")
-        file = io.BytesIO()
-        Image.new("RGB", (5, 4), (3 * index,) * 3).save(file, "PNG")
-        phrases = tuple(f"n{index} x{part}" for part in range(self.phrases))
-        return Record(
-            sample_id=index,
-            key=f"record-{index}",
-            image=file.getvalue(),
-            captions=tuple(f"n{index} {verb}" for verb in VERBS[: self.captions]),
-            phrases=(phrases,) * self.captions,
-        )
-
-
-def stream(source, **changes):
-    return TrainingBatches(source, tokenizer(), dataclasses.replace(OPTIONS, **changes))
-
-
-def numbers(batch):
-    """Image number by the pixels, checked against caption and sample id."""
-    found = batch["image"][:, 0, 0, 0] // 3
-    np.testing.assert_array_equal(found, batch["sample_id"])
-    assert [read(row)[0] for row in batch["text"]] == [f"n{i}" for i in found]
-    return [int(i) for i in found]
+from ccl_jax.data import packing
+from ccl_jax.data.pipeline import PipelineOptions
+from ccl_jax.data.records import BadRecord
 
 
 def assert_equal(ours, theirs):
@@ -218,7 +144,7 @@ def test_phrases_are_extracted_where_the_source_has_none(monkeypatch):
         def __getitem__(self, index):
             return dataclasses.replace(super().__getitem__(index), phrases=None)
 
-    monkeypatch.setattr(pipeline, "extract_phrases", lambda text: (text.split()[0] + " x5",))
+    monkeypatch.setattr(packing, "_extracted", lambda text: (text.split()[0] + " x5",))
     (batch,) = stream(Bare(20)).batches(0, 1)
     found = [read(text) for text in batch["phrase_text"][batch["phrase_image"] >= 0]]
     assert found == [[f"n{i}", "x5"] for i in numbers(batch)]
@@ -237,10 +163,97 @@ def test_a_bad_record_is_skipped_named_counted_and_replaced(monkeypatch):
     assert batches.skipped == {"truncated": 1}  # once, though two epochs met it
     assert [line for line in lines if "record-13" in line and "truncated" in line]
     assert len([line for line in lines if "record-13" in line]) == 1
-    # 80 places in two epochs: 13's two go to the records that follow it.
+    # 80 places in two epochs: 13's two go to others.
     assert sum(seen.values()) == 80
     assert seen.keys() == set(range(40)) - {13}
     assert min(seen.values()) == 2
+
+
+def test_bad_records_leave_the_order_of_the_others_alone():
+    bad = {3, 17, 18}
+    whole, damaged = (
+        np.reshape(
+            [i for batch in stream(Numbered(60, bad=out)).batches(0, 15) for i in numbers(batch)],
+            (2, 60),
+        )
+        for out in (set(), bad)
+    )
+    for order, changed in zip(whole, damaged, strict=True):
+        kept = ~np.isin(order, list(bad))
+        np.testing.assert_array_equal(order[kept], changed[kept])
+        # Each bad place has a stand-in of its own, and none from its own batch.
+        stand_ins = changed[~kept]
+        assert len(set(stand_ins)) == len(bad) and not set(stand_ins) & bad
+        for place in np.flatnonzero(~kept):
+            batch = changed[place // 8 * 8 :][:8]
+            assert (batch == changed[place]).sum() == 1
+
+
+def test_the_stand_in_of_a_bad_stand_in_is_found():
+    bad = set(range(1, 40))
+    batches = stream(Numbered(40, bad=bad), max_bad_share=1.0)
+    assert {i for batch in batches.batches(0, 5) for i in numbers(batch)} == {0}
+
+
+@pytest.mark.parametrize("bad", [set(), {4, 30}])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_make_together_what_one_makes_alone(hosts, bad):
+    source = Numbered(44, captions=2, phrases=3, bad=bad)
+    options = {"batch_size": 16, "transform": "random_resized_crop", "image_size": 3}
+    alone = list(stream(source, **options).batches(2, 9))
+    share = 4 // hosts
+    parts = [
+        list(
+            stream(source, groups=range(host * share, (host + 1) * share), **options).batches(2, 9)
+        )
+        for host in range(hosts)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, alone)
+
+
+def test_each_host_reads_its_own_records_alone():
+    class Watched(Numbered):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    read = []
+    batches = stream(Watched(48), groups=[1])
+    seen = [i for batch in batches.batches(0, 6) for i in numbers(batch)]
+    assert sorted(read) == sorted(seen) and len(set(read)) == 24
+
+
+def test_groups_that_are_not_in_a_batch_are_refused():
+    for groups in ([2], []):
+        with pytest.raises(ValueError, match="not among the 2 of a batch of 8"):
+            stream(Numbered(20), groups=groups)
+
+
+def test_samples_are_the_images_of_a_batch():
+    batches = stream(Numbered(40, captions=3, phrases=3))
+    for step, batch in enumerate(batches.batches(0, 4)):
+        samples = batches.samples(step)
+        assert [sample.record.sample_id for sample in samples] == numbers(batch)
+        np.testing.assert_array_equal(np.stack([s.image for s in samples]), batch["image"])
+        captions = [" ".join(read(row)) for row in batch["text"]]
+        assert [sample.caption for sample in samples] == captions
+        owned = [(row, phrase) for row, s in enumerate(samples) for phrase in s.phrases]
+        rows = zip(batch["phrase_image"].tolist(), batch["phrase_text"], strict=True)
+        assert owned == [(row, " ".join(read(text))) for row, text in rows]
+        assert all(len(sample.phrases) + len(sample.dropped) == 3 for sample in samples)
+
+
+def test_a_stream_that_is_left_stops_its_threads():
+    before = threading.active_count()
+    batches = stream(Numbered(20), workers=3).batches(0, 1_000_000)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
 
 
 def test_an_image_that_does_not_decode_is_a_bad_record():
@@ -264,6 +277,27 @@ def test_too_many_bad_records_end_the_run(bad):
             pass
 
 
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (0.05, r"of the first \d+ records read are unusable \(too small"),
+        (1.0, "none of 200 records tried in a row.*too small"),
+    ],
+)
+def test_a_large_source_without_a_usable_record_ends_after_few(share, message):
+    class Filtered(Numbered):
+        reads = 0
+
+        def __getitem__(self, index):
+            Filtered.reads += 1
+            raise BadRecord(f"record-{index}", "too small")
+
+    with pytest.raises(ValueError, match=message):
+        next(stream(Filtered(10**9), max_bad_share=share).batches(0, 5))
+    # Of a billion: the threads' own places at most.
+    assert Filtered.reads <= 200 * 2 * OPTIONS.workers
+
+
 def test_an_error_in_a_source_arrives_as_it_is():
     class Faulty(Numbered):
         def __getitem__(self, index):
@@ -276,8 +310,11 @@ def test_an_error_in_a_source_arrives_as_it_is():
             pass
 
 
-def test_a_source_smaller_than_a_batch_repeats():
+def test_a_source_smaller_than_a_batch_repeats_and_says_so(monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
     (batch,) = stream(Numbered(3)).batches(0, 1)
+    assert "3 records, fewer than a batch of 8" in lines[0]
     seen = numbers(batch)
     assert sorted(seen[:3]) == sorted(seen[3:6]) == [0, 1, 2]
 

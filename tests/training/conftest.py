@@ -58,6 +58,7 @@ def make_config(squares_tar):
             }
         config.model.preset = "tiny"
         config.data.batch_size = 16
+        config.train.compilation_cache = ""  # tests leave nothing outside their folders
         config.data.phrase_group = 2
         config.data.phrase_length = 5
         config.data.phrases_per_image = 2.0

@@ -22,7 +22,7 @@ class Run:
         self.mesh = sharding.create_mesh(jax.devices()[:devices])
         self.batch = jax.device_put(batch, sharding.sharded(self.mesh))
         self.trainer = create_trainer(config, self.mesh, eot_id=2)
-        shapes = abstract_state(self.trainer, self.mesh)
+        shapes = abstract_state(self.trainer)
         self._lowered = self.trainer.step.lower(shapes, self.batch)
         self.flops = self._lowered.cost_analysis()["flops"]
         self.bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.opt_state))
@@ -58,7 +58,7 @@ def restored(run, folder, state):
         if save:
             checkpoints.save(state)
         else:
-            state = checkpoints.restore(abstract_state(run.trainer, run.mesh))
+            state = checkpoints.restore(abstract_state(run.trainer))
         checkpoints.close()
     return state
 
@@ -224,7 +224,7 @@ def test_a_checkpoint_from_before_the_averages_is_restored(make_config, tmp_path
     checkpoints._manager.save(0, args=ocp.args.StandardSave(before))
     checkpoints.close()
     checkpoints = Checkpoints(str(tmp_path))
-    found = checkpoints.restore(abstract_state(trainer, mesh))
+    found = checkpoints.restore(abstract_state(trainer))
     checkpoints.close()
     assert isinstance(found, TrainState) and found.ema is None
     for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,9 +26,6 @@ _SETTINGS = "job.json"
 # Captions that a language model gets at once; it batches them by itself.
 _RECORDS_AT_ONCE = 64
 _PROBED = 64
-_KINDS = {".tar": "webdataset", ".tgz": "webdataset"} | dict.fromkeys(
-    (".csv", ".tsv", ".jsonl", ".parquet"), "table"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,53 +212,6 @@ def annotate_shard(job: Job, shard: int) -> None:
         job.path(shard).unlink()
     with parallel.complete_file(job.statistics_path(shard)) as file:
         json.dump(statistics.to_json(), file, ensure_ascii=False)
-
-
-def parse_source(text: str) -> dict[str, Any]:
-    """The arguments of `open_source` from a command line.
-
-    >>> parse_source("train-{000..099}.tar")
-    {'kind': 'webdataset', 'path': 'train-{000..099}.tar'}
-    >>> parse_source("kind=scenes,split=train")
-    {'kind': 'scenes', 'split': 'train'}
-
-    Args:
-      text: the path of tars, of a table or of a prepared folder, `kind=...,option=...` with
-        plain values, or a JSON object.
-
-    Raises:
-      ValueError: for a text that is none of these.
-    """
-    if text.startswith("{") and ":" in text:
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"the source {text} is not a JSON object: {error}") from error
-    elif text.startswith("kind="):
-        pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", text)]
-        values = {name: _plain(value) for name, _, value in pairs}
-    elif os.path.isfile(os.path.join(text, "dataset_info.json")):
-        values = {"kind": "prepared", "path": text}
-    else:
-        plain = re.sub(r"\.(gz|bz2|xz|zst)$", "", text)
-        kind = next((kind for end, kind in _KINDS.items() if plain.endswith(end)), None)
-        if kind is None:
-            raise ValueError(
-                f"cannot tell what kind of source {text!r} is: write kind=webdataset,path={text} "
-                f"or another kind; a path alone ends in {', '.join(_KINDS)}"
-            )
-        values = {"kind": kind, "path": text}
-    if not isinstance(values.get("kind"), str):
-        raise ValueError(f"the source {text} names no kind: add kind=webdataset or another")
-    return values
-
-
-def _plain(value):
-    """A number, true, false, null or a list where the text spells one in JSON; else the text."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 # A worker does many shards of one job; opening a source reads every header of its tars.

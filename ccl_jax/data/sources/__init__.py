@@ -4,7 +4,7 @@ Adding a source is one class and one line in `registry.SOURCES`.
 """
 
 from ccl_jax.data.sources.mixture import MixtureSource
-from ccl_jax.data.sources.registry import SOURCES, open_source, source_counts
+from ccl_jax.data.sources.registry import SOURCES, open_source, parse_source, source_counts
 from ccl_jax.data.sources.table import TableSource
 from ccl_jax.data.sources.tfds import TfdsSource
 from ccl_jax.data.sources.webdataset import WebDatasetSource
@@ -16,5 +16,6 @@ __all__ = [
     "TfdsSource",
     "WebDatasetSource",
     "open_source",
+    "parse_source",
     "source_counts",
 ]

@@ -3,6 +3,9 @@
 import difflib
 import importlib
 import inspect
+import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +23,13 @@ SOURCES: dict[str, str | Callable[..., Source]] = {
     "phrases": "ccl_jax.data.concepts.table:PhraseTable",
     "scenes": "ccl_jax.data.scenes:ScenesSource",
 }
+
+# How a path ends -> its kind.
+_KINDS = {
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+    ".tfrecord": "tfrecord",
+} | dict.fromkeys((".csv", ".tsv", ".jsonl", ".parquet"), "table")
 
 
 def open_source(kind: str, **options: Any) -> Source:
@@ -54,6 +64,45 @@ def open_source(kind: str, **options: Any) -> Source:
     return source(**options)
 
 
+def parse_source(text: str) -> dict[str, Any]:
+    """The arguments of `open_source` from a command line.
+
+    >>> parse_source("train-{000..099}.tar")
+    {'kind': 'webdataset', 'path': 'train-{000..099}.tar'}
+    >>> parse_source("kind=scenes,split=train")
+    {'kind': 'scenes', 'split': 'train'}
+
+    Args:
+      text: the path of tars, of a table or of a prepared folder, `kind=...,option=...` with
+        plain values, or a JSON object.
+
+    Raises:
+      ValueError: for a text that is none of these.
+    """
+    if text.startswith("{") and ":" in text:
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"the source {text} is not a JSON object: {error}") from error
+    elif text.startswith("kind="):
+        pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", text)]
+        values = {name: _plain(value) for name, _, value in pairs}
+    elif os.path.isfile(os.path.join(text, "dataset_info.json")):
+        values = {"kind": "prepared", "path": text}
+    else:
+        plain = re.sub(r"\.(gz|bz2|xz|zst)$", "", text)
+        kind = next((kind for end, kind in _KINDS.items() if plain.endswith(end)), None)
+        if kind is None:
+            raise ValueError(
+                f"cannot tell what kind of source {text!r} is: write kind=webdataset,path={text} "
+                f"or another kind; a path alone ends in {', '.join(_KINDS)}"
+            )
+        values = {"kind": kind, "path": text}
+    if not isinstance(values.get("kind"), str):
+        raise ValueError(f"the source {text} names no kind: add kind=webdataset or another")
+    return values
+
+
 def source_counts(source: Source) -> dict[str, int]:
     """What a source found and left out: "records", and the counts of its own.
 
@@ -74,3 +123,11 @@ def _find(kind):
 
 def _nearest(name, known):
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
+
+
+def _plain(value):
+    """A number, true, false, null or a list where the text spells one in JSON; else the text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

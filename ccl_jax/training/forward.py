@@ -1,0 +1,91 @@
+"""The forward pass of a training step: what the objective reads, from a batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict
+
+from ccl_jax import losses
+from ccl_jax.models.layers import Execution
+from ccl_jax.models.two_towers import Embeddings, TwoTowers, normalize_image
+from ccl_jax.training import objective
+from ccl_jax.training.sharding import sharded
+
+Batch = Mapping[str, Array]
+_PATCHES = 0x9A7C  # the stream of random numbers of patch dropout
+
+
+def create_forward(
+    config: ConfigDict, model: TwoTowers, mesh: Mesh
+) -> Callable[[Any, Batch, Int[Array, ""]], Embeddings]:
+    """`(params, batch, step) -> Embeddings`, the fields that `config.objective` reads.
+
+    With `config.train.micro_batch` the towers see so many images at a time, with the phrases
+    and captions that go with them in number, forward and backward (`losses.micro_batched`);
+    the objective still sees the whole batch. Patches are dropped at random, as a function of
+    `config.seed` and `step` alone: the same for any number of devices, in micro-batches or
+    not, and after a resumption.
+
+    Args:
+      config: of a single run.
+      model: the towers.
+      mesh: the devices that share a batch.
+    """
+    wanted = objective.needs(config.objective.to_dict())
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    # What a batch holds -> the argument of the model that it becomes.
+    sources = {"image": "image"}
+    sources |= {"text": "text"} if "text" in wanted else {}
+    sources |= {"phrase_text": "phrase_text"} if "phrase" in wanted else {}
+    size = config.train.micro_batch or config.data.batch_size
+
+    def embed(params, inputs):
+        image = normalize_image(inputs["image"], mean, std)
+        out = model.apply(
+            {"params": params},
+            **inputs | {"image": image},
+            image_tokens="image_tokens" in wanted,
+            patch_emb="patch_emb" in wanted,
+        )
+        return {name: getattr(out, name) for name in wanted}
+
+    embed_all = losses.micro_batched(embed, config.data.batch_size // size)
+
+    def apply(params, batch: Batch, step) -> Embeddings:
+        inputs = {argument: batch[key] for key, argument in sources.items()}
+        key = jax.random.fold_in(jax.random.key(config.seed), _PATCHES)
+        kept = model.draw_patches(jax.random.fold_in(key, step), len(batch["image"]))
+        if kept is not None:
+            inputs["kept_patches"] = jax.lax.with_sharding_constraint(kept, sharded(mesh))
+        return model.apply({"params": params}).replace(**embed_all(params, inputs))
+
+    return apply
+
+
+def check(config: ConfigDict, devices: int = 1) -> None:
+    """Checks `config.train.micro_batch` and the fields that say how towers run.
+
+    Args:
+      config: of a single run.
+      devices: number of devices that share a batch.
+
+    Raises:
+      ValueError: naming the field that does not fit and what to change.
+    """
+    model = config.model
+    Execution(model.remat, model.scan_layers, model.attention).check()
+    if not 0 <= model.patch_dropout < 1:
+        raise ValueError(
+            f"config.model.patch_dropout = {model.patch_dropout}; it is a share of the patches: "
+            "0 for none, below 1"
+        )
+    size, batch, group = config.train.micro_batch, config.data.batch_size, config.data.phrase_group
+    if size and (size < 0 or batch % size or size % (devices * group)):
+        raise ValueError(
+            f"config.train.micro_batch = {size} must divide config.data.batch_size = {batch} and "
+            f"be a multiple of {devices * group} ({devices} devices x config.data.phrase_group); "
+            "0 for the whole batch at once"
+        )

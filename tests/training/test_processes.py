@@ -1,0 +1,139 @@
+"""Several real processes on the loopback network: the same run as one, and one that dies."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = """
+from ccl_jax.training.config import default_config
+
+
+def get_config():
+    config = default_config()
+    with config.unlocked():
+        config.objective = {"siglip": {}, "npc": {"duplicates": "positive"}}
+        config.data.source = {"kind": "webdataset", "path": SQUARES}
+        config.model.image = {"image_size": 16, "width": 16, "depth": 1}
+        config.model.text = {"width": 16, "depth": 1, "length": 8, "vocab_size": 64}
+        config.evaluators = {
+            "retrieval": {"evaluator": "retrieval", "source": config.data.source.to_dict()}
+        }
+    config.model.preset = "tiny"
+    config.data.batch_size = 16
+    config.data.phrase_group = 4
+    config.data.phrase_length = 4
+    config.data.phrases_per_image = 2.0
+    config.optimizer.warmup_steps = 2
+    config.train.steps = 6
+    config.train.log_every = 1
+    config.train.checkpoint_every = 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def launch(squares_tar, tmp_path_factory):
+    """Starts `launch/local.sh`; compiled programs are shared by all calls."""
+    folder = tmp_path_factory.mktemp("processes")
+    config = folder / "config.py"
+    config.write_text(f"SQUARES = {squares_tar!r}\n{CONFIG}")
+
+    def start(processes, workdir, *overrides, devices=1):
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XLA_FLAGS": "",
+        }
+        return subprocess.Popen(
+            ["launch/local.sh", str(processes), "--devices", str(devices)]
+            + [f"--config={config}", f"--workdir={workdir}", *overrides],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def finish(process, seconds=300):
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"did not end: {process.communicate()[0][-3000:]}")
+    return output
+
+
+def metrics(workdir):
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses(workdir):
+    return [line["loss"] for line in metrics(workdir)]
+
+
+@pytest.fixture(scope="module")
+def alone(launch, tmp_path_factory):
+    """Workdir of the run as one process with two devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    process = launch(1, workdir, devices=2)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return workdir
+
+
+def test_two_processes_train_and_evaluate_as_one(launch, alone, tmp_path):
+    process = launch(2, tmp_path / "run")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+    one, two = (
+        json.loads((folder / "results.json").read_text()) for folder in (alone, tmp_path / "run")
+    )
+    assert one["metrics"] == two["metrics"]
+    assert output.count("Report: ") == 1  # said once
+
+
+def test_four_processes_train_as_one_with_split_state(launch, alone, tmp_path):
+    process = launch(4, tmp_path / "run", "--config.mesh.fsdp=2", "--config.train.steps=6")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-5)
+
+
+def test_a_process_that_dies_takes_the_others_with_it_and_the_run_goes_on(launch, alone, tmp_path):
+    workdir = tmp_path / "run"
+    process = launch(2, workdir, "--config.train.steps=100000")
+    deadline = time.monotonic() + 240
+    while not list(workdir.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    victims = subprocess.run(
+        ["pgrep", "-f", f"workdir={workdir} .*--process_id 1"], capture_output=True, text=True
+    ).stdout.split()
+    assert victims, finish(process, 5)
+    os.kill(int(victims[0]), signal.SIGKILL)
+    killed = time.monotonic()
+    output = finish(process, 90)
+    assert time.monotonic() - killed < 60
+    assert process.returncode != 0
+    again = launch(2, workdir, "--config.train.steps=100000")
+    deadline = time.monotonic() + 240
+    continued = ""
+    while "continuing at step" not in continued and time.monotonic() < deadline:
+        continued = again.stdout.readline()
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
+    assert "continuing at step" in continued, output
