@@ -76,13 +76,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.phrases_per_image = 2.5
 
     # At 2e-3 the text tower merges words whose look is not learnt yet, and stays there.
-    config.optimizer.learning_rate = 7e-4
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 1.0
 
-    config.train.steps = 1_800
-    config.train.checkpoint_every = 600
+    config.train.steps = 2_200
+    config.train.checkpoint_every = 550
     if arg == "smoke":
         config.data.batch_size = 32
         config.optimizer.warmup_steps = 2

@@ -15,6 +15,11 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = {
     "quickstart": ["", "siglip", "ccl", "pacl", "smoke"],
     "finetune_webdataset": ["", "siglip", "tiny", "tiny,siglip"],
+    "ccl_siglip_b16_cc3m": ["", "siglip", "tiny", "tiny,siglip"],
+    "ccl_siglip2_b16": ["", "tiny"],
+    "ccl_clip_b32": ["", "tiny"],
+    "siglip_b16": ["", "tiny"],
+    "pacl_clip_b16": ["", "tiny"],
 }
 
 

@@ -15,11 +15,14 @@ import simplejpeg
 from PIL import Image
 
 # Pillow's names; "bicubic" is the cubic with a = -1/2 here and there.
-_FILTERS = {
-    "box": cykooz_resizer.FilterType.box,
-    "bilinear": cykooz_resizer.FilterType.bilinear,
-    "bicubic": cykooz_resizer.FilterType.catmull_rom,
-    "lanczos": cykooz_resizer.FilterType.lanczos3,
+_ALGORITHMS = {
+    name: cykooz_resizer.ResizeAlg.convolution(kernel)
+    for name, kernel in {
+        "box": cykooz_resizer.FilterType.box,
+        "bilinear": cykooz_resizer.FilterType.bilinear,
+        "bicubic": cykooz_resizer.FilterType.catmull_rom,
+        "lanczos": cykooz_resizer.FilterType.lanczos3,
+    }.items()
 }
 # What simplejpeg turns into RGB as Pillow does; not CMYK.
 _COLORSPACES = ("YCbCr", "Gray", "RGB")
@@ -83,11 +86,11 @@ def resize(
     Returns:
       uint8 (size, size, 3); None for a filter that is not among the fast ones.
     """
-    if resample not in _FILTERS:
+    if resample not in _ALGORITHMS:
         return None
     left, top, right, bottom = box
     options = cykooz_resizer.ResizeOptions(
-        resize_alg=cykooz_resizer.ResizeAlg.convolution(_FILTERS[resample]),
+        resize_alg=_ALGORITHMS[resample],
         crop_box=cykooz_resizer.CropBox(left, top, right - left, bottom - top),
         use_alpha=False,
     )

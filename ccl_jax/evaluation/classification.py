@@ -15,15 +15,12 @@ from ccl_jax.evaluation.scoring import check_embeddings, cosine_scores, unbeaten
 if TYPE_CHECKING:
     from ccl_jax.evaluation.embeddings import Predictor
 
+# Texts of class prompts embedded at once.
+_TEXTS = 4096
 
-def zero_shot_accuracy(
-    image_emb: np.ndarray, class_emb: np.ndarray, labels: np.ndarray
-) -> dict[str, float]:
-    """Accuracy of the nearest class.
 
-    An image counts for top-k when fewer than k wrong classes score at least as high as the
-    right one, so ties count against the model and a constant scorer gets 0 (for top-5, from
-    six classes on).
+def class_ranks(image_emb: np.ndarray, class_emb: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Rank of the right class of each image: wrong classes that score at least as high.
 
     Args:
       image_emb: float (n, d), L2-normalised.
@@ -31,7 +28,7 @@ def zero_shot_accuracy(
       labels: int (n,), the row of `class_emb` of each image.
 
     Returns:
-      {"top1": percent, "top5": percent}.
+      int64 (n,); an image counts for top-k where it is below k.
 
     Raises:
       ValueError: empty or ill-shaped arrays, or a label out of range.
@@ -52,7 +49,30 @@ def zero_shot_accuracy(
         scores = cosine_scores(image_emb[i : i + 4096], class_emb)
         best = scores[np.arange(len(right)), right]
         ranks.append(unbeaten_count(best, scores, classes != right[:, None]))
-    rank = np.concatenate(ranks)
+    return np.concatenate(ranks)
+
+
+def zero_shot_accuracy(
+    image_emb: np.ndarray, class_emb: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """Accuracy of the nearest class.
+
+    An image counts for top-k when fewer than k wrong classes score at least as high as the
+    right one, so ties count against the model and a constant scorer gets 0 (for top-5, from
+    six classes on).
+
+    Args:
+      image_emb: float (n, d), L2-normalised.
+      class_emb: float (classes, d), L2-normalised.
+      labels: int (n,), the row of `class_emb` of each image.
+
+    Returns:
+      {"top1": percent, "top5": percent}.
+
+    Raises:
+      ValueError: as `class_ranks`.
+    """
+    rank = class_ranks(image_emb, class_emb, labels)
     return {f"top{k}": 100.0 * float(np.mean(rank < k)) for k in (1, 5)}
 
 
@@ -86,11 +106,14 @@ def class_embeddings(
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"template {template!r} has no {{}} for the class name")
-    # One template at a time: ImageNet's 80 templates would be 80,000 texts at once.
-    total = sum(
-        predictor.texts([_fill(template, name) for name in class_names]).astype(np.float32)
-        for template in templates
-    )
+    # A few templates at a time: ImageNet's 80 would be 80,000 texts at once.
+    step = max(1, _TEXTS // len(class_names))
+    total = np.float32(0)
+    for start in range(0, len(templates), step):
+        chosen = templates[start : start + step]
+        texts = [_fill(template, name) for template in chosen for name in class_names]
+        rows = predictor.texts(texts).astype(np.float32)
+        total = total + rows.reshape(len(chosen), len(class_names), -1).sum(axis=0)
     norm = np.linalg.norm(total, axis=1, keepdims=True)
     return total / np.maximum(norm, np.finfo(np.float32).tiny)
 

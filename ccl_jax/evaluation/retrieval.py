@@ -10,10 +10,12 @@ from absl import logging
 
 from ccl_jax.data.records import Source
 from ccl_jax.evaluation.reading import embed_texts, iterate_images
-from ccl_jax.evaluation.scoring import check_embeddings, cosine_scores, unbeaten_count
+from ccl_jax.evaluation.scoring import NearTies, check_embeddings, paired_scores
 
 if TYPE_CHECKING:
     from ccl_jax.evaluation.embeddings import Predictor
+
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 _CAPTION_CHOICES = {
     "all": lambda captions: list(captions),
@@ -22,20 +24,71 @@ _CAPTION_CHOICES = {
 }
 
 
-def _caption_ranks(image_emb, text_emb, text_image, rows) -> np.ndarray:
-    """(len(rows),): wrong captions that the best caption of each image does not beat."""
-    right = text_image[None, :] == rows[:, None]
-    scores = cosine_scores(image_emb[rows], text_emb)
-    best = np.where(right, scores, -np.inf).max(axis=1)
-    return unbeaten_count(best, scores, ~right)
+def retrieval_ranks(
+    image_emb: np.ndarray,
+    text_emb: np.ndarray,
+    text_image: np.ndarray,
+    *,
+    block_scores: int = 1 << 24,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of the best right text of each image, and of the image of each text.
+
+    A rank is the number of wrong candidates that score at least as high as the best right one,
+    so ties count against the model. What counts as a tie is decided in float64 rounded to
+    float32, as `scoring.cosine_scores` does; but only pairs that float32 cannot tell apart are
+    computed that way, so that a rank costs one float32 product.
+
+    Args:
+      image_emb: float (n_images, d), L2-normalised.
+      text_emb: float (n_texts, d), L2-normalised.
+      text_image: int (n_texts,), the row of `image_emb` that each text describes.
+      block_scores: scores held in memory at once; it bounds memory, not the result.
+
+    Returns:
+      int64 (n_images,) and (n_texts,).
+
+    Raises:
+      ValueError: empty or ill-shaped arrays, a row out of range, or an image without text.
+    """
+    text_image = _checked_owners(image_emb, text_emb, text_image)
+    # Exact scores of the right pairs, and of each image's best one; NaN wins no comparison.
+    right = paired_scores(image_emb[text_image], text_emb)
+    best = np.full(len(image_emb), -np.inf, np.float32)
+    with np.errstate(invalid="ignore"):  # of NaN
+        np.maximum.at(best, text_image, right)
+    image_rank = np.zeros(len(image_emb), np.int64)
+    text_rank = np.zeros(len(text_emb), np.int64)
+    step = max(1, block_scores // len(text_emb))
+    # Texts in the order of their images: those of a block of images are a slice.
+    order = np.argsort(text_image, kind="stable")
+    owners = text_image[order]
+    texts = np.ascontiguousarray(text_emb[order])
+    ordered_right = right[order]
+    ordered_rank = np.zeros(len(texts), np.int64)
+    compare = NearTies(image_emb, texts)
+    for start in range(0, len(image_emb), step):
+        rows = slice(start, min(start + step, len(image_emb)))
+        scores = compare.scores(rows)
+        first, last = np.searchsorted(owners, (rows.start, rows.stop))
+        own = (owners[first:last] - start, np.arange(first, last))
+        image_rank[rows] = compare.unbeaten(scores, best[rows], rows, own, axis=1)
+        ordered_rank += compare.unbeaten(scores, ordered_right, rows, own, axis=0)
+    text_rank[order] = ordered_rank
+    return image_rank, text_rank
 
 
-def _image_ranks(image_emb, text_emb, text_image, rows) -> np.ndarray:
-    """(len(rows),): wrong images that the image of each caption does not beat."""
-    right = text_image[rows]
-    scores = cosine_scores(text_emb[rows], image_emb)
-    best = scores[np.arange(len(rows)), right]
-    return unbeaten_count(best, scores, np.arange(len(image_emb)) != right[:, None])
+def _checked_owners(image_emb, text_emb, text_image) -> np.ndarray:
+    check_embeddings(image_emb=image_emb, text_emb=text_emb)
+    n_images, n_texts = len(image_emb), len(text_emb)
+    text_image = np.asarray(text_image)
+    if text_image.shape != (n_texts,):
+        raise ValueError(f"text_image must have shape ({n_texts},); got {text_image.shape}")
+    if text_image.min() < 0 or text_image.max() >= n_images:
+        raise ValueError(f"text_image must hold rows in [0, {n_images})")
+    without = np.setdiff1d(np.arange(n_images), text_image)
+    if without.size:
+        raise ValueError(f"every image needs a text; rows {without[:5].tolist()} have none")
+    return text_image
 
 
 def retrieval_recall(
@@ -67,33 +120,14 @@ def retrieval_recall(
       ValueError: empty or ill-shaped arrays, a row out of range, an image without text, or
         a cut-off below 1.
     """
-    check_embeddings(image_emb=image_emb, text_emb=text_emb)
-    n_images, n_texts = len(image_emb), len(text_emb)
-    text_image = np.asarray(text_image)
-    if text_image.shape != (n_texts,):
-        raise ValueError(f"text_image must have shape ({n_texts},); got {text_image.shape}")
-    if text_image.min() < 0 or text_image.max() >= n_images:
-        raise ValueError(f"text_image must hold rows in [0, {n_images})")
-    without = np.setdiff1d(np.arange(n_images), text_image)
-    if without.size:
-        raise ValueError(f"every image needs a text; rows {without[:5].tolist()} have none")
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be cut-offs of at least 1; got {tuple(ks)}")
-
-    result = {}
-    for direction, ranks_of, queries, candidates in (
-        ("image_to_text", _caption_ranks, n_images, n_texts),
-        ("text_to_image", _image_ranks, n_texts, n_images),
-    ):
-        step = max(1, block_scores // candidates)
-        ranks = np.concatenate(
-            [
-                ranks_of(image_emb, text_emb, text_image, np.arange(i, min(i + step, queries)))
-                for i in range(0, queries, step)
-            ]
-        )
-        result.update({f"{direction}_recall@{k}": 100.0 * float(np.mean(ranks < k)) for k in ks})
-    return result
+    ranks = retrieval_ranks(image_emb, text_emb, text_image, block_scores=block_scores)
+    return {
+        f"{direction}_recall@{k}": 100.0 * float(np.mean(rank < k))
+        for direction, rank in zip(DIRECTIONS, ranks, strict=True)
+        for k in ks
+    }
 
 
 def run(

@@ -71,13 +71,24 @@ def segment(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     scores = np.asarray(scores, np.float32)
     height, width = size
     wide = _interpolate(scores.swapaxes(0, 1), _centres(width, scores.shape[1])).swapaxes(0, 1)
-    positions = _centres(height, scores.shape[0])
-    step = max(1, _BLOCK_SCORES // (width * scores.shape[2]))
+    positions = np.clip(_centres(height, len(wide)), 0, len(wide) - 1)
+    lows = np.floor(positions).astype(np.int64)
     classes = np.empty(size, np.int64)
-    for start in range(0, height, step):
-        block = _interpolate(wide, positions[start : start + step])
-        winners = (block >= block.max(axis=-1, keepdims=True)).sum(axis=-1)
-        classes[start : start + step] = np.where(winners == 1, block.argmax(axis=-1), IGNORE)
+    for low in np.unique(lows):
+        strip = np.flatnonzero(lows == low)
+        pair = wide[[low, min(low + 1, len(wide) - 1)]]
+        # Of the rows between two patches, few classes can be the highest anywhere.
+        able = (pair.max(axis=0) >= pair.min(axis=0).max(axis=-1, keepdims=True)).any(axis=0)
+        able |= ~np.isfinite(pair).all()
+        number = np.flatnonzero(able)
+        pair = pair[..., number]
+        step = max(1, _BLOCK_SCORES // (width * len(number)))
+        for start in range(0, len(strip), step):
+            rows = strip[start : start + step]
+            block = _interpolate(pair, positions[rows] - low)
+            winners = (block >= block.max(axis=-1, keepdims=True)).sum(axis=-1)
+            best = number[block.argmax(axis=-1)]
+            classes[rows] = np.where(winners == 1, best, IGNORE)
     return classes
 
 

@@ -44,10 +44,11 @@ def _main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
     # Imported late, so that --help answers at once.
     from ccl_jax.data.concepts import annotate, statistics
+    from ccl_jax.data.sources import parse_source
 
     try:
         job = annotate.plan(
-            annotate.parse_source(_INPUT.value),
+            parse_source(_INPUT.value),
             _OUTPUT.value,
             extractor=_EXTRACTOR.value,
             options=_json(_OPTIONS.value),

@@ -50,7 +50,7 @@ class ColourPredictor:
     def images(self, images):
         return _unit(images.mean(axis=(1, 2)))
 
-    def image_tokens(self, images):
+    def image_tokens(self, images, kind=None):
         n, rows, cols = len(images), *self.grid
         patches = images.reshape(n, rows, 32 // rows, cols, 32 // cols, 3).mean(axis=(2, 4))
         return _unit(patches.reshape(n, rows * cols, 3))
@@ -70,7 +70,7 @@ class ConstantPredictor(ColourPredictor):
     def images(self, images):
         return self._ones(len(images))
 
-    def image_tokens(self, images):
+    def image_tokens(self, images, kind=None):
         return self._ones(len(images), 16)
 
     def texts(self, texts):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ccl_jax.evaluation import retrieval
+from ccl_jax.evaluation.scoring import cosine_scores, unbeaten_count
 
 
 def _loop_recall(image_emb, text_emb, text_image, k):
@@ -37,6 +38,24 @@ def test_matches_the_loop(unit_rows, block_scores):
         got = (result[f"image_to_text_recall@{k}"], result[f"text_to_image_recall@{k}"])
         assert got == pytest.approx(expected)
     assert 0 < result["text_to_image_recall@1"] < 100
+
+
+def test_ranks_are_those_of_the_exact_scores(unit_rows):
+    """Captions that occur several times, in the order of no image, in blocks of any size."""
+    rng = np.random.default_rng(1)
+    images, texts = unit_rows(60, 32, 0), unit_rows(240, 32, 1)[rng.integers(0, 90, 240)]
+    text_image = rng.permutation(np.arange(240) % 60)
+    scores = cosine_scores(images, texts)
+    own = text_image[None, :] == np.arange(60)[:, None]
+    best = np.where(own, scores, -np.inf).max(axis=1)
+    expected = [
+        unbeaten_count(best, scores, ~own),
+        unbeaten_count(scores[text_image, np.arange(240)], scores.T, ~own.T),
+    ]
+    for block in (1, 1000, 1 << 24):
+        found = retrieval.retrieval_ranks(images, texts, text_image, block_scores=block)
+        for rank, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(rank, wanted)
 
 
 def test_hand_value():

@@ -31,6 +31,30 @@ def test_unbeaten_count_counts_ties_and_nan_against():
     np.testing.assert_array_equal(scoring.unbeaten_count(scores[:, 0], scores, wrong), [2, 1, 3])
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-6, 1.0])
+def test_near_ties_are_decided_as_exactly_as_by_float64(unit_rows, spread):
+    """Rows that float32 products cannot tell apart, and rows that are the same."""
+    width = 64
+    left = unit_rows(1, width, 0) + spread * unit_rows(40, width, 1)
+    right = np.concatenate([unit_rows(1, width, 2) + spread * unit_rows(50, width, 3)] * 2)
+    left, right = left.astype(np.float32), right.astype(np.float32)
+    exact = scoring.cosine_scores(left, right)
+    own = (np.arange(40), np.arange(40) * 2)
+    wrong = np.ones(exact.shape, bool)
+    wrong[own] = False
+    by_row, by_column = exact[own], exact[7]
+    compare = scoring.NearTies(left, right)
+    for rows in (slice(0, 40), slice(5, 30)):
+        scores = compare.scores(rows)
+        inside = (np.arange(rows.stop - rows.start), own[1][rows])
+        found = compare.unbeaten(scores.copy(), by_row[rows], rows, inside, axis=1)
+        expected = scoring.unbeaten_count(by_row[rows], exact[rows], wrong[rows])
+        np.testing.assert_array_equal(found, expected)
+        found = compare.unbeaten(scores.copy(), by_column, rows, inside, axis=0)
+        expected = scoring.unbeaten_count(by_column, exact[rows].T, wrong[rows].T)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_check_embeddings_names_the_array_at_fault():
     good = np.ones((2, 3))
     with pytest.raises(ValueError, match="text_emb"):

@@ -1,7 +1,5 @@
 """The forward pass: in micro-batches as in one, and which patches a step sees."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -43,13 +41,12 @@ def program(config, devices=1):
     )
 
 
-@functools.cache
-def initial(model):
-    return jax.tree.map(np.asarray, jax.jit(lambda: parameters.initial(model, 0))())
-
-
 def start(config):
-    return initial(build_model(config.model.to_dict(), eot_id=2))
+    model = build_model(config.model.to_dict(), eot_id=2)
+    shapes = jax.eval_shape(lambda: parameters.initial(model, 0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape, scale=0.2)), shapes)
+    return params | {"log_scale": np.float32(1.5), "bias": np.float32(-3)}
 
 
 def assert_same(left, right, **tolerance):
@@ -62,29 +59,37 @@ def assert_same(left, right, **tolerance):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_micro_batches_have_loss_and_gradient_of_the_whole_batch(config, batch, devices):
+@pytest.mark.slow
+def test_micro_batches_have_loss_and_gradient_of_the_whole_batch(config, batch):
     config.model.patch_dropout = 0.5
     params = start(config)
     whole = program(config)(params, batch, 3)
     config.train.micro_batch = 8
     configs.check_config(config)
-    parts = program(config, devices)(params, batch, 3)
-    assert_same(parts, whole, rtol=1e-4, atol=1e-5)
+    for devices in (1, 4):
+        parts = program(config, devices)(params, batch, 3)
+        assert_same(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_patches_are_a_function_of_seed_and_step(config, batch):
+    def embed(config):
+        with config.unlocked():
+            config.objective = {"siglip": {"weight": 1.0}}
+        model = build_model(config.model.to_dict(), eot_id=2)
+        mesh = sharding.create_mesh(jax.devices()[:1])
+        apply = jax.jit(forward.create_forward(config, model, mesh))
+        return lambda step: np.asarray(apply(start(config), batch, step).image)
+
+    plain = embed(config)
+    np.testing.assert_array_equal(plain(5), plain(6))
     config.model.patch_dropout = 0.5
-    params, step = start(config), program(config)
-    losses = [float(step(params, batch, count)[0][0]) for count in (5, 6, 5)]
-    assert losses[0] == losses[2] != losses[1]
+    dropped = embed(config)
+    found = dropped(5)
+    np.testing.assert_array_equal(found, dropped(5))
+    assert (found != dropped(6)).any(axis=1).all()
+    assert (found != plain(5)).any(axis=1).all()
     config.seed = 1
-    assert float(program(config)(params, batch, 5)[0][0]) not in losses
-
-
-def test_without_dropout_the_step_does_not_matter(config, batch):
-    params, step = start(config), program(config)
-    np.testing.assert_array_equal(step(params, batch, 5)[0][0], step(params, batch, 6)[0][0])
+    assert (found != embed(config)(5)).any(axis=1).all()
 
 
 def test_phrases_attend_over_the_kept_patches(config, batch):

@@ -17,7 +17,7 @@ from ccl_jax.data.sources import open_source
 from ccl_jax.data.text import Tokenizer
 from ccl_jax.models.presets import build_model
 from ccl_jax.training import config as configs
-from ccl_jax.training import loop, parameters, tower_shards, tower_storing
+from ccl_jax.training import loop, metrics, parameters, tower_shards, tower_storing
 from ccl_jax.training.sharding import create_mesh, to_devices
 from ccl_jax.training.step import abstract_state, create_trainer
 from ccl_jax.training.tower_store import TowerStore
@@ -109,8 +109,8 @@ class Setting:
         history = []
         stream = self.batches(state.params).batches(0, steps)
         for batch in to_devices(stream, mesh):
-            state, metrics = trainer.step(state, batch)
-            history.append({name: float(value) for name, value in metrics.items()})
+            state, values = trainer.step(state, batch)
+            history.append({name: float(value) for name, value in values.items()})
         return history, parameters.flatten(jax.tree.map(np.asarray, state.params))
 
 
@@ -389,16 +389,15 @@ def test_a_run_from_a_store_is_interrupted_and_evaluated_as_any_other(
 ):
     config = make_setting(tmp_path / "store", PACL).config
     whole = loop.run(config, str(tmp_path / "whole"))
-    step, calls = loop.Progress.show, []
+    show = metrics.Progress.show
 
     def interrupt(self, number, loss):
-        calls.append(number)
         if number == 5:
             raise KeyboardInterrupt
-        return step(self, number, loss)
+        return show(self, number, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Progress, "show", interrupt)
+        patch.setattr(metrics.Progress, "show", interrupt)
         with pytest.raises(KeyboardInterrupt):
             loop.run(config, str(tmp_path / "cut"))
     assert loop.run(config, str(tmp_path / "cut")) == whole
