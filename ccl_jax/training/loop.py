@@ -16,6 +16,7 @@ from ccl_jax.data.records import Source
 from ccl_jax.data.sources import open_source
 from ccl_jax.data.text import Tokenizer
 from ccl_jax.data.text_formats import open_tokenizer
+from ccl_jax.data.tf_import import import_tensorflow
 from ccl_jax.evaluation import report, runner
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.heatmaps import draw_heatmaps
@@ -53,6 +54,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         raise ValueError(
             f"--workdir {workdir} is no path: mount the bucket (gcsfuse) and give the folder in it"
         )
+    import_tensorflow()
     keep_compiled(config.train.compilation_cache)
     singles = configs.run_configs(config)
     folders = {name: os.path.join(workdir, name) if name else workdir for name in singles}

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from clu import metric_writers
 
+from ccl_jax.data.tf_import import import_tensorflow
 from ccl_jax.training import distributed
 
 
@@ -33,12 +33,14 @@ class MetricsWriter:
         self._events = self._wandb = None
         if not distributed.is_first():
             return
-        hide_gpus_from_tensorflow()
         self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
         with open(self._path, "w", encoding="utf-8") as file:
             file.writelines(kept)
+        import_tensorflow()  # event files are its own
+        from clu import metric_writers
+
         self._events = metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -58,13 +60,6 @@ class MetricsWriter:
             self._events.close()
         if self._wandb:
             self._wandb.finish()
-
-
-def hide_gpus_from_tensorflow() -> None:
-    """Event files are TensorFlow's, which would take the memory of every GPU for them."""
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
 
 
 def device_memory() -> dict[str, float]:
