@@ -19,6 +19,7 @@ TRAIN = [
     "absl-py",
     "array_record",  # tfds reads it at random, but does not require it everywhere
     "clu",
+    "cykooz-resizer>=4",  # resampling of training crops
     "flax>=0.12",
     "google-crc32c",  # checksums of TFRecords
     "huggingface_hub",
@@ -32,6 +33,7 @@ TRAIN = [
     "pyarrow",  # Parquet tables
     "safetensors",
     "sentencepiece",
+    "simplejpeg",  # decoding of training images
     "tensorboard",  # needed by clu, which does not declare it
     "tensorflow",
     "tensorflow-datasets",
@@ -50,7 +52,7 @@ setup(
     install_requires=["jax>=0.10", "jaxtyping", "numpy"],
     extras_require={
         "train": TRAIN,
-        "test": [*TRAIN, "aiohttp", "pytest>=8", "regex", "ruff"],
+        "test": [*TRAIN, "aiohttp", "pytest>=8", "pytest-xdist", "regex", "ruff"],
         "torch": ["torch"],  # tests that compare exported models with those of transformers
         "ftfy": ["ftfy"],  # OpenAI's cleaning of captions for CLIP, mojibake included
         # CUDA 12 runs on older drivers too; `pip install jax[cuda13]` beside it for 13.

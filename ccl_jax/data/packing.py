@@ -26,10 +26,10 @@ class Chosen(NamedTuple):
     dropped: list[tuple[int, str]]
 
 
-def phrases_of(record: Record, caption: int) -> tuple[str, ...]:
+def phrases_of(record: Record, caption: int, concepts: str = "embedded") -> tuple[str, ...]:
     """Distinct phrases of a caption: the record's own, else extracted, else the whole caption."""
-    text = record.captions[caption]
-    found = record.phrases[caption] if record.phrases is not None else _extracted(text)
+    text, given = record.captions[caption], record.phrases
+    found = _extracted(text, concepts) if given is None else given[caption]
     return tuple(dict.fromkeys(found)) or (text,)
 
 
@@ -50,5 +50,5 @@ def choose(phrases: Sequence[Sequence[str]], budget: int, rng: np.random.Generat
 
 
 @functools.lru_cache(maxsize=_CAPTIONS_KEPT)
-def _extracted(caption: str) -> tuple[str, ...]:
-    return extract_phrases(caption)
+def _extracted(caption: str, concepts: str) -> tuple[str, ...]:
+    return extract_phrases(caption, extractor=concepts)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from ccl_jax.data import order
-from ccl_jax.data.images import transform_image
+from ccl_jax.data.images import MAX_PIXELS, transform_image
 from ccl_jax.data.packing import choose, phrases_of
 from ccl_jax.data.position import Position, fingerprint
 from ccl_jax.data.prefetch import ordered_map
@@ -34,6 +34,8 @@ _BATCHES_AHEAD = 2
 _MOST_THREADS = 32
 # Records that are tried for one place. At the default share of bad records three are plenty.
 _MOST_ATTEMPTS = 200
+# Extractors that keep up with a training pipeline.
+_CONCEPTS = ("embedded", "spacy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,8 @@ class PipelineOptions:
       crop_scale: least and greatest share of the area that a random crop keeps.
       resample: a name in `images.RESAMPLE`.
       crop_share: side of a centre crop, as a share of the shortest edge.
+      max_pixels: width x height of the largest image that is decoded.
+      concepts: who finds phrases where the source has none: "embedded" or "spacy".
       max_bad_share: share of the records that may be unusable before the run stops.
       workers: threads that prepare groups of images; 0 for one a core, 32 at most.
       seed: of order, caption draw, crops and phrase draw.
@@ -67,6 +71,8 @@ class PipelineOptions:
     crop_scale: tuple[float, float] = (0.9, 1.0)
     resample: str = "bicubic"
     crop_share: float = 1.0
+    max_pixels: int = MAX_PIXELS
+    concepts: str = "embedded"
     max_bad_share: float = 0.05
     workers: int = 0
     seed: int = 0
@@ -76,6 +82,11 @@ class PipelineOptions:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into groups of phrase_group = "
                 f"{self.phrase_group} images; choose a multiple"
+            )
+        if self.concepts not in _CONCEPTS:
+            raise ValueError(
+                f"concepts = {self.concepts!r}; use {' or '.join(_CONCEPTS)} here, or store the "
+                "phrases first: python -m ccl_jax.tools.concepts --extractor llm"
             )
         if self.workers < 0:
             raise ValueError(f"workers = {self.workers}; give a number of threads, or 0")
@@ -277,7 +288,7 @@ class TrainingBatches:
         drawn = [self._usable(start + offset, rng) for offset in range(options.phrase_group)]
         kept = dropped = [()] * len(drawn)
         if options.group_phrases:
-            phrases = [phrases_of(record, caption) for record, caption, _ in drawn]
+            phrases = [phrases_of(record, n, options.concepts) for record, n, _ in drawn]
             chosen = choose(phrases, options.group_phrases, rng)
             kept, dropped = (
                 [tuple(text for owner, text in part if owner == row) for row in range(len(drawn))]
@@ -297,7 +308,7 @@ class TrainingBatches:
                 record = self.source[index]
                 image = self._image(record, rng)
             except BadRecord as error:
-                self._skipped.add(error)
+                self._skipped.add(error, index)
                 index = order.stand_in(seed, position, size, attempt)
                 continue
             self._skipped.add_usable()
@@ -317,6 +328,7 @@ class TrainingBatches:
             scale=self.options.crop_scale,
             resample=self.options.resample,
             crop_share=self.options.crop_share,
+            max_pixels=self.options.max_pixels,
         )
 
     def _caption(self, record: Record, epoch: int) -> int:

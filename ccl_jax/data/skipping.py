@@ -37,8 +37,9 @@ class SkippedRecords:
         """
         self.reasons: collections.Counter[str] = collections.Counter()
         self._name, self._size, self._max_share, self._path = name, size, max_share, path
-        self._keys: set[str] = set()
-        self._named = _keys_in(path) if path else set()
+        # By index: keys may repeat between shards that each count from zero.
+        self._indexes: set[int] = set()
+        self._named = _indexes_in(path) if path else set()
         self._read = 0
         self._lock = threading.Lock()
 
@@ -47,32 +48,33 @@ class SkippedRecords:
         with self._lock:
             self._read += 1
 
-    def add(self, error: BadRecord) -> None:
-        """Notes a record that could not be used.
+    def add(self, error: BadRecord, index: int) -> None:
+        """Notes that the record at `index` of the source could not be used.
 
         Raises:
           ValueError: if there are too many.
         """
         with self._lock:
             self._read += 1
-            if error.key in self._keys:
+            if index in self._indexes:
                 return
-            self._keys.add(error.key)
+            self._indexes.add(index)
             self.reasons[error.reason] += 1
-            self._tell(error)
-            if len(self._keys) > max(self._max_share * self._size, 1):
+            self._tell(error, index)
+            if len(self._indexes) > max(self._max_share * self._size, 1):
                 raise ValueError(self._message(f"of {self._size:,} records"))
-            if len(self._keys) > self._early_limit():
+            if len(self._indexes) > self._early_limit():
                 raise ValueError(self._message(f"of the first {self._read:,} records read"))
 
-    def _tell(self, error: BadRecord) -> None:
-        count = len(self._keys)
+    def _tell(self, error: BadRecord, index: int) -> None:
+        count = len(self._indexes)
         if count <= _LINES_IN_LOG:
             logging.warning("Skipped %s (%d so far)", error, count)
         if count == _LINES_IN_LOG:
             logging.warning("Further skipped records are counted, %s", self._named_where())
-        if self._path and error.key not in self._named:
-            line = {"key": error.key, "reason": error.reason, "detail": error.detail}
+        if self._path and index not in self._named:
+            line = {"index": index, "key": error.key}
+            line |= {"reason": error.reason, "detail": error.detail}
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -88,18 +90,18 @@ class SkippedRecords:
         reasons = ", ".join(f"{k} x {v}" for k, v in self.reasons.most_common(3))
         named = f"; {self._path} names them" if self._path else ""
         return (
-            f"{self._name}: {len(self._keys)} {seen} are unusable ({reasons}){named}; mend the "
+            f"{self._name}: {len(self._indexes)} {seen} are unusable ({reasons}){named}; mend the "
             f"data, or raise config.data.max_bad_share above {self._max_share}"
         )
 
 
-def _keys_in(path: str) -> set[str]:
-    keys = set()
+def _indexes_in(path: str) -> set[int]:
+    indexes = set()
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             for line in file:
                 try:
-                    keys.add(json.loads(line)["key"])
+                    indexes.add(json.loads(line)["index"])
                 except ValueError:
                     continue  # the line under way when a run was killed
-    return keys
+    return indexes

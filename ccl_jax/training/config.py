@@ -47,7 +47,9 @@ def default_config() -> ConfigDict:
     # What a block keeps for its backward pass instead of computing it again: all of it ("none"),
     # what its dense layers gave ("dots"), or nothing but its input ("full").
     config.model.remat = "none"
-    config.model.scan_layers = False  # compile one block and loop: deep towers compile sooner
+    # Compile one block of a tower and loop over the layers, instead of compiling every layer. It
+    # takes more memory; measure with benchmarks/train_step.py --scan_layers 0,1 --compile_only.
+    config.model.scan_layers = False
     # "cudnn" (flash attention), "xla", or "auto" for the former where the GPU has it.
     config.model.attention = "auto"
     # Share of the patches that a training step leaves out, drawn anew for each image (FLIP).
@@ -69,6 +71,8 @@ def default_config() -> ConfigDict:
     config.data.phrase_length = 16  # tokens of a phrase
     config.data.phrases_per_image = 4.0  # budget of the batch, on average
     config.data.phrase_group = 8  # images that share a budget; divides a device's share
+    config.data.max_pixels = 100_000_000  # width x height of the largest image that is decoded
+    config.data.concepts = "embedded"  # who finds phrases where there are none, or "spacy"
     config.data.max_bad_share = 0.05  # of the records, before the run stops
     config.data.workers = 0  # threads that prepare images and texts; 0 for one a core
     # Folder or file of a tokenizer, or "train" for one of the captions' own. Empty: that of

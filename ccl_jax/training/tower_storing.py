@@ -110,7 +110,7 @@ def _made_of(config, model, params, source, tokenizer, options, outputs) -> dict
             continue
         texts: list[Any] = [record.key, record.captions]
         if options.group_phrases:
-            texts += [phrases_of(record, caption) for caption in range(len(record.captions))]
+            texts += [phrases_of(record, n, options.concepts) for n in range(len(record.captions))]
         for part in (record.image, json.dumps(texts).encode()):
             records.update(hashlib.sha256(part).digest())
         tokens.update(tokenizer(record.captions, options.text_length).tobytes())
@@ -216,8 +216,8 @@ class _Maker:
                 shard = Shard(file, description.digest)
                 for _ in range(len(shard.sample_id)):
                     skipped.add_usable()
-                for key, reason in shard.skipped.values():
-                    skipped.add(BadRecord(key, reason))
+                for index, (key, reason) in shard.skipped.items():
+                    skipped.add(BadRecord(key, reason), int(index))
         return skipped
 
     def _prepare(self, index: int) -> _Prepared:
@@ -230,10 +230,12 @@ class _Maker:
             transform=options.transform,
             resample=options.resample,
             crop_share=options.crop_share,
+            max_pixels=options.max_pixels,
         )
         phrases = []
         if options.group_phrases:
-            phrases = [phrases_of(record, caption) for caption in range(len(record.captions))]
+            captions = range(len(record.captions))
+            phrases = [phrases_of(record, n, options.concepts) for n in captions]
         return _Prepared(record.sample_id, image, record.captions, phrases)
 
     def _compute(
@@ -250,7 +252,7 @@ class _Maker:
             try:
                 prepared = decoding.popleft().result()
             except BadRecord as error:
-                skipped.add(error)
+                skipped.add(error, index)
                 layout.add_unusable()
                 bad.append((index, error.key, error.reason))
                 tell(1)

@@ -139,12 +139,17 @@ def test_a_phrase_said_twice_counts_once():
     assert (batch["phrase_image"] >= 0).sum() == 8
 
 
+def test_an_extractor_that_would_hold_training_up_is_refused():
+    with pytest.raises(ValueError, match="'llm'.*tools.concepts"):
+        PipelineOptions(batch_size=8, image_size=8, text_length=4, concepts="llm")
+
+
 def test_phrases_are_extracted_where_the_source_has_none(monkeypatch):
     class Bare(Numbered):
         def __getitem__(self, index):
             return dataclasses.replace(super().__getitem__(index), phrases=None)
 
-    monkeypatch.setattr(packing, "_extracted", lambda text: (text.split()[0] + " x5",))
+    monkeypatch.setattr(packing, "_extracted", lambda text, _: (text.split()[0] + " x5",))
     (batch,) = stream(Bare(20)).batches(0, 1)
     found = [read(text) for text in batch["phrase_text"][batch["phrase_image"] >= 0]]
     assert found == [[f"n{i}", "x5"] for i in numbers(batch)]
