@@ -57,6 +57,40 @@ def overlay(image: np.ndarray, similarity: np.ndarray, *, opacity: float = 0.8) 
     return (1 - share) * grey + share * colours
 
 
+def attention(scores: np.ndarray, sharpness: float = 1.0) -> np.ndarray:
+    """XAC's attention of each phrase over the patches: softmax(sharpness * score).
+
+    Pham et al., "No Hard Negatives Required" (CVPR 2026), cross-modal attention pooling; the
+    weights are those of `losses.pooled_similarity`.
+
+    Args:
+      scores: float (phrases, ...), of every patch.
+      sharpness: 1 is nearly flat for cosines; the larger, the more the best patches stand out.
+
+    Returns:
+      f32, of the same shape; each phrase's weights sum to 1.
+    """
+    flat = sharpness * np.asarray(scores, np.float64).reshape(len(scores), -1)
+    weights = np.exp(flat - flat.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights.reshape(np.shape(scores)).astype(np.float32)
+
+
+def phrase_maps(predictor: Predictor, tokens: np.ndarray, phrases: Sequence[str]) -> np.ndarray:
+    """Cosines of an image's patches with phrases.
+
+    Args:
+      predictor: embeds the phrases.
+      tokens: float (l, d), of one image from `Predictor.image_tokens`.
+      phrases: at least one.
+
+    Returns:
+      f32 (phrases, rows, cols).
+    """
+    scores = cosine_scores(embed_texts(predictor, phrases), tokens)
+    return scores.reshape(len(phrases), *predictor.grid)
+
+
 def phrases_of(record: Record, count: int) -> list[str]:
     """Up to `count` distinct phrases of the first caption to draw, else of objects.
 
@@ -68,7 +102,7 @@ def phrases_of(record: Record, count: int) -> list[str]:
     return list(dict.fromkeys(found))[:count]
 
 
-def _short(text: str, width: int, lines: int) -> str:
+def short(text: str, width: int, lines: int) -> str:
     """Wraps text, and cuts it with an ellipsis after `lines` lines."""
     return "\n".join(
         textwrap.wrap(text, width, max_lines=lines, placeholder=" …", break_long_words=True)
@@ -78,12 +112,11 @@ def _short(text: str, width: int, lines: int) -> str:
 def _maps(predictor: Predictor, record: Record, phrases: Sequence[str]):
     """The image as a predictor sees it, and its similarity maps f32 (phrases, rows, cols)."""
     image = transform_image(record.image, record.key, **predictor.image_options)
-    tokens = predictor.image_tokens(image[None])[0]
-    scores = cosine_scores(embed_texts(predictor, phrases), tokens)
-    return image, scores.reshape(len(phrases), *predictor.grid)
+    return image, phrase_maps(predictor, predictor.image_tokens(image[None])[0], phrases)
 
 
-def _draw(axes, picture: np.ndarray, title: str, *, size: int) -> None:
+def draw_cell(axes, picture: np.ndarray, title: str, *, size: float) -> None:
+    """A picture in axes without ticks, its title left above it as it is written."""
     axes.imshow(picture, interpolation="nearest")
     axes.set_title(title, fontsize=size, pad=4, loc="left", parse_math=False)
     axes.set_axis_on()
@@ -125,11 +158,11 @@ def draw_heatmaps(
         for m, (model, predictor) in enumerate(predictors.items()):
             image, maps = _maps(predictor, record, names)
             if m == 0:
-                _draw(row[0], image, _short(record.captions[0], _COLUMN_CHARS + 4, 3), size=7.5)
+                draw_cell(row[0], image, short(record.captions[0], _COLUMN_CHARS + 4, 3), size=7.5)
             for p, (phrase, similarity) in enumerate(zip(names, maps, strict=True)):
-                title = f"{_short(phrase, _COLUMN_CHARS, 2)}\n[{_short(model, 26, 1)}]"
+                title = f"{short(phrase, _COLUMN_CHARS, 2)}\n[{short(model, 26, 1)}]"
                 axes = row[1 + p * len(predictors) + m]
-                _draw(axes, overlay(image, similarity), title, size=8)
+                draw_cell(axes, overlay(image, similarity), title, size=8)
     row_inches = _CELL_INCHES + _TITLE_INCHES
     figure.subplots_adjust(
         left=0.04 / columns,

@@ -14,6 +14,15 @@ from ccl_jax.data.text_ids import swap_ids
 from ccl_jax.training import export, loop, serving
 
 
+@pytest.fixture(autouse=True)
+def quick():
+    """The models are small: compiling is what takes long."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def trained():
     return Tokenizer.train(["a cat and a dog", "two birds on a red car", "the sea"], 62)
