@@ -32,6 +32,7 @@ TRAIN = [
     "protobuf",
     "pyarrow",  # Parquet tables
     "safetensors",
+    "scipy",  # L-BFGS of the linear probe
     "sentencepiece",
     "simplejpeg",  # decoding of training images
     "tensorboard",  # needed by clu, which does not declare it
@@ -49,6 +50,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ccl_jax*"]),
+    package_data={"ccl_jax.evaluation.benchmarks": ["*.json"]},
     install_requires=["jax>=0.10", "jaxtyping", "numpy"],
     extras_require={
         "train": TRAIN,
