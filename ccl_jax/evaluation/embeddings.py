@@ -153,8 +153,8 @@ class Predictor:
         sharding = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
         if isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1:
             mesh = sharding.mesh
-        elif sharding is None or sharding.device_set == set(jax.devices()[:1]):
-            mesh = Mesh(np.asarray(jax.devices()), ("data",))
+        elif sharding is None or sharding.device_set == set(jax.local_devices()[:1]):
+            mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
             if mesh.size > 1 or sharding is None:
                 self.params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
         else:
