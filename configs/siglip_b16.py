@@ -7,8 +7,8 @@
 [1] is Zhai et al.: "Sigmoid Loss for Language Image Pre-Training" (2023, arXiv 2303.15343), [2]
 Tschannen et al.: "SigLIP 2" (2025, arXiv 2502.14786), [ours] a choice of our own, [unchecked] a
 value held to be [1]'s or its code's and not compared with them yet. The batch is that of the
-papers, for a pod; with less, lower `batch_size`, or give `--config.train.micro_batch` what fits, and
-mind that steps x batch_size are the examples seen. `:tiny` shrinks it to a minute on a laptop.
+papers, for a pod; with less, lower `batch_size`, or give `--config.train.micro_batch` what fits,
+and mind that steps x batch_size are the examples seen. `:tiny` shrinks it to a minute on a laptop.
 """
 
 from ml_collections import ConfigDict
