@@ -158,6 +158,11 @@ class Checkpoints:
                 f"no checkpoint of step {step:,} in {self.folder}; there are "
                 f"{', '.join(map(str, self._manager.all_steps())) or 'none'}"
             ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the checkpoint of step {step:,} in {self.folder} does not hold this state (of "
+                f"another model or version?): {_reason(error)}"
+            ) from error
         return TrainState(**restored[_STATE])
 
     def close(self) -> None:

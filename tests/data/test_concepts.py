@@ -164,7 +164,7 @@ def test_a_missing_spacy_pipeline_says_what_to_download(monkeypatch):
     assert extract_phrases("A dog in a hat", extractor=auto) == ("a dog", "a hat")
 
 
-@pytest.mark.parametrize("name", ["", ".instruct", ".annotate"])
+@pytest.mark.parametrize("name", ["", ".instruct"])
 def test_examples_in_docstrings(name):
     found = doctest.testmod(importlib.import_module(f"ccl_jax.data.concepts{name}"))
     assert found.attempted and not found.failed

@@ -1,8 +1,10 @@
 """A source told in one word on a command line."""
 
+import doctest
+
 import pytest
 
-from ccl_jax.data.sources import parse_source
+from ccl_jax.data.sources import parse_source, registry
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,8 @@ def test_a_folder_of_prepared_records_is_known_by_its_description(tmp_path):
 def test_what_is_no_source_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_source(text)
+
+
+def test_examples_in_docstrings():
+    found = doctest.testmod(registry)
+    assert found.attempted and not found.failed

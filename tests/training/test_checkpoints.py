@@ -149,6 +149,9 @@ def test_missing_checkpoints_are_told(tmp_path):
     opened.save(state(5))
     with pytest.raises(ValueError, match="no checkpoint of step 4.* there are 5"):
         opened.restore(state(0), step=4)
+    other = state(0).replace(params={"other": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="step 5 .*does not hold this state"):
+        opened.restore(other)
     opened.close()
 
 

@@ -2,15 +2,13 @@
 
 import functools
 
-import flax.struct
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from ccl_jax.training import lora, parameters, sharding
 from ccl_jax.training.checkpoints import Checkpoints
-from ccl_jax.training.step import TrainState, abstract_state, create_trainer
+from ccl_jax.training.step import abstract_state, create_trainer
 
 PACL = {"pacl": {"weight": 1.0}}
 
@@ -207,25 +205,3 @@ def test_low_rank_targets_are_matrices_that_there_are(make_config, targets, mess
     config.lora.rank, config.lora.targets = 2, targets
     with pytest.raises(ValueError, match=message):
         create_trainer(config, sharding.create_mesh(jax.devices()[:1]), eot_id=2)
-
-
-def test_a_checkpoint_from_before_the_averages_is_restored(make_config, tmp_path):
-    @flax.struct.dataclass
-    class Before:
-        step: jax.Array
-        params: dict
-        opt_state: tuple
-
-    mesh = sharding.create_mesh(jax.devices()[:1])
-    trainer = create_trainer(make_config(), mesh, eot_id=2)
-    state = trainer.init()
-    before = Before(state.step, state.params, state.opt_state)
-    checkpoints = Checkpoints(str(tmp_path))
-    checkpoints._manager.save(0, args=ocp.args.StandardSave(before))
-    checkpoints.close()
-    checkpoints = Checkpoints(str(tmp_path))
-    found = checkpoints.restore(abstract_state(trainer))
-    checkpoints.close()
-    assert isinstance(found, TrainState) and found.ema is None
-    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(left, right)
