@@ -23,6 +23,7 @@ TRAIN = [
     "flax>=0.12",
     "google-crc32c",  # checksums of TFRecords
     "huggingface_hub",
+    "jinja2",  # report.html
     "importlib_resources",  # needed by tensorflow-datasets, which does not declare it
     "matplotlib",
     "ml_collections",
@@ -50,7 +51,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ccl_jax*"]),
-    package_data={"ccl_jax.evaluation.benchmarks": ["*.json"]},
+    package_data={
+        "ccl_jax.evaluation.benchmarks": ["*.json"],
+        "ccl_jax.evaluation.html_report": ["*.html", "*.css", "*.js"],
+    },
     install_requires=["jax>=0.10", "jaxtyping", "numpy"],
     extras_require={
         "train": TRAIN,

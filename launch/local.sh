@@ -93,9 +93,13 @@ for ((i = 0; i < processes; i++)); do
 done
 
 result=0
-for ((left = ${#pids[@]}; left > 0; left--)); do
+left=("${pids[@]}")
+while ((${#left[@]})); do
   code=0
-  wait -n "${pids[@]}" || code=$?
+  wait -n -p ended "${left[@]}" || code=$?
+  others=()
+  for pid in "${left[@]}"; do [[ $pid == "$ended" ]] || others+=("$pid"); done
+  left=("${others[@]}")
   # The first that fails says what the run ends with; the others only notice that it is gone.
   if ((code != 0 && result == 0)); then
     result=$code

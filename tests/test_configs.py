@@ -39,9 +39,12 @@ def test_every_config_is_tested():
 )
 def test_a_config_is_valid(name, variant):
     config = load(name).get_config(variant)
-    assert configs.differences(
-        configs.to_json(configs.from_json(configs.to_json(config))), configs.to_json(config)
-    ) == []
+    assert (
+        configs.differences(
+            configs.to_json(configs.from_json(configs.to_json(config))), configs.to_json(config)
+        )
+        == []
+    )
     mesh = sharding.create_mesh(jax.devices()[:1])
     for single in configs.run_configs(config).values():
         configs.check_config(single)

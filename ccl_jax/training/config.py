@@ -16,6 +16,9 @@ from ccl_jax.training import forward, objective, tower_outputs
 from ccl_jax.training.optimizer import create_optimizer, trainable_paths
 from ccl_jax.training.step import initial_params
 
+# Parts of a config whose fields are all known beforehand.
+_SECTIONS = ("model", "data", "optimizer", "train", "mesh", "sharding", "lora", "tower_store")
+
 
 def default_config() -> ConfigDict:
     """A config with every field; `configs/*.py` start from it and change what they need."""
@@ -301,8 +304,13 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """A config from what `to_json` gave."""
+    """A config from what `to_json` gave; fields that it does not know yet have their defaults."""
     config = ConfigDict(values)
+    for name, default in default_config().items():
+        if name not in config:
+            config[name] = default
+        elif name in _SECTIONS:
+            config[name].update({k: v for k, v in default.items() if k not in config[name]})
     config.run_order = tuple(config.run_order)
     return config.lock()
 

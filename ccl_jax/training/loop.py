@@ -30,6 +30,7 @@ from ccl_jax.training.sharding import batch_devices, create_mesh, local_groups
 from ccl_jax.training.step import Trainer, TrainState, abstract_state, create_trainer
 
 RESULTS = "results.json"
+REPORT = "report.md"
 DATA_POSITION = "data_position.json"
 
 
@@ -72,10 +73,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         label = name or "+".join(single.objective)
         done[label] = _train_and_evaluate(single, folders[name], label)
     results = {label: values["metrics"] for label, values in done.items()}
+    # Drawing needs all processes: each holds a part of the weights.
+    predictors = _heatmap_predictors(config, workdir, list(done))
     if is_first():
-        _report(config, workdir, done)
+        _report(config, workdir, done, predictors)
         print(report.format_table(results))
-        print(f"Report: {os.path.join(workdir, 'report.md')}")
+        print(f"Report: {os.path.join(workdir, REPORT)}")
     distributed.wait("report")
     return results
 
@@ -254,20 +257,33 @@ def _predictor(config: ConfigDict, trainer: Trainer, state: TrainState, tokenize
     )
 
 
-def _report(config: ConfigDict, workdir: str, done: dict[str, dict[str, Any]]) -> None:
+def _heatmap_predictors(
+    config: ConfigDict, workdir: str, labels: Sequence[str]
+) -> dict[str, Predictor]:
+    """The models of the runs, by label, if heat maps are still to be drawn."""
+    if not config.heatmaps.source or os.path.exists(os.path.join(workdir, REPORT)):
+        return {}
+    singles = configs.run_configs(config)
+    return {
+        label: load_predictor(single, os.path.join(workdir, name))
+        for label, (name, single) in zip(labels, singles.items(), strict=True)
+    }
+
+
+def _report(
+    config: ConfigDict,
+    workdir: str,
+    done: dict[str, dict[str, Any]],
+    predictors: dict[str, Predictor],
+) -> None:
     """Draws the heat maps and writes the report, unless both are there."""
-    path = os.path.join(workdir, "report.md")
+    path = os.path.join(workdir, REPORT)
     if os.path.exists(path):
         return
     figures = []
-    if config.heatmaps.source:
+    if predictors:
         source = open_source(**config.heatmaps.source)
         records = [source[i] for i in range(min(config.heatmaps.images, len(source)))]
-        singles = configs.run_configs(config)
-        predictors = {
-            label: load_predictor(single, os.path.join(workdir, name))
-            for label, (name, single) in zip(done, singles.items(), strict=True)
-        }
         figures.append(os.path.join(workdir, "heatmaps.png"))
         draw_heatmaps(predictors, records, figures[0])
     settings = {

@@ -20,7 +20,7 @@ from ccl_jax.data.image_options import PROCESSOR_FILES, read_image_options
 from ccl_jax.data.text import Tokenizer, read_json
 from ccl_jax.data.text_checks import check_checkpoint_tokenizer, check_vocabulary
 from ccl_jax.data.text_formats import open_tokenizer
-from ccl_jax.evaluation import suite, tables
+from ccl_jax.evaluation import html_report, suite, tables
 from ccl_jax.evaluation.cache import EmbeddingCache
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.models import EvaluatedModel
@@ -249,6 +249,8 @@ def evaluate(
     rows = tables.rows_of(result)
     if output:
         tables.write_tables(result, rows, output)
+        page = os.path.join(output, "report.html")
+        html_report.write_suite_report(page, result, rows, models=opened, workdirs=names)
     return tables.to_markdown(result, rows)
 
 

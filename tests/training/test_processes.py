@@ -27,6 +27,7 @@ def get_config():
         config.evaluators = {
             "retrieval": {"evaluator": "retrieval", "source": config.data.source.to_dict()}
         }
+        config.heatmaps.source = config.data.source.to_dict()
     config.model.preset = "tiny"
     config.data.batch_size = 16
     config.data.phrase_group = 4

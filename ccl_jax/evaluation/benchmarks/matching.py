@@ -105,6 +105,7 @@ class MatchingBenchmark:
       outcomes: what counts as right, strictly.
       metrics: how items are averaged, the headline first.
       settings: for the reader of the table.
+      positives: texts of an item that are right, the first ones.
     """
 
     name: str
@@ -112,6 +113,7 @@ class MatchingBenchmark:
     outcomes: Callable[[Scores], Outcomes]
     metrics: Callable[[Table], dict[str, Metric]]
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    positives: int = 1
 
     def open(self, data_dir: Path) -> list[Item]:
         """The items, of which at least one has all of its images.
@@ -170,7 +172,7 @@ class MatchingBenchmark:
             dict(collections.Counter(item.group for item in items)),
         )
         metrics = self.metrics(table)
-        margin = _margin(scores.image_text)
+        margin = _margin(scores.image_text, self.positives)
         # Such as texts that differ only beyond the model's length.
         ties = int((margin == 0).sum())
         settings = {
@@ -243,10 +245,10 @@ def _clusters(items: Sequence[Item]) -> np.ndarray:
     return numbers
 
 
-def _margin(image_text: np.ndarray) -> np.ndarray:
-    """(n,) right score minus the best wrong one; of pairs the lower right, the higher wrong."""
-    right = image_text[:, 0, 0]
-    wrong = image_text[:, 0, 1:].max(axis=1, initial=-np.inf)
+def _margin(image_text: np.ndarray, positives: int = 1) -> np.ndarray:
+    """(n,) lowest right score minus the best wrong one; of pairs likewise over both images."""
+    right = image_text[:, 0, :positives].min(axis=1)
+    wrong = image_text[:, 0, positives:].max(axis=1, initial=-np.inf)
     if image_text.shape[1] > 1:
         right = np.minimum(right, image_text[:, 1, 1])
         wrong = np.maximum(image_text[:, 0, 1], image_text[:, 1, 0])

@@ -108,4 +108,4 @@ def _metrics_plus(table: Table) -> dict[str, Metric]:
 
 
 BENCHMARK = MatchingBenchmark("sugarcrepe", _read, first_beats_all, _metrics)
-PLUS = MatchingBenchmark("sugarcrepe_pp", _read_plus, _outcomes_plus, _metrics_plus)
+PLUS = MatchingBenchmark("sugarcrepe_pp", _read_plus, _outcomes_plus, _metrics_plus, positives=2)
