@@ -75,7 +75,9 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
     results = {label: values["metrics"] for label, values in done.items()}
     # Drawing needs all processes: each holds a part of the weights.
     predictors = _heatmap_predictors(config, workdir, list(done))
-    if is_first():
+    if not any(results.values()):
+        say("config.evaluators is empty: there is no report; tools.evaluate evaluates the run")
+    elif is_first():
         _report(config, workdir, done, predictors)
         print(report.format_table(results))
         print(f"Report: {os.path.join(workdir, REPORT)}")

@@ -14,9 +14,6 @@ from ccl_jax.training.checkpoints import Checkpoints
 from ccl_jax.training.sharding import create_mesh, sharded
 from ccl_jax.training.step import TrainState
 
-# Orbax leaves threads of a failed read or write behind, which complain when they are collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 def state(step: int) -> TrainState:
     params = {"w": jnp.arange(64.0).reshape(8, 8) + step, "b": jnp.ones(5, jnp.bfloat16) * step}
