@@ -261,8 +261,12 @@ TRANSFORMS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def open_image(data, key, max_pixels):
-    """Reads the header: format, mode and size are known, no pixel is decoded."""
+def open_image(data: bytes, key: str, max_pixels: int) -> Image.Image:
+    """Reads the header: format, mode and size are known, no pixel is decoded.
+
+    Raises:
+      BadRecord: "unreadable image", or "image too large" for more than `max_pixels`.
+    """
     if not data:
         raise BadRecord(key, _UNREADABLE, "0 bytes")
     try:
@@ -283,7 +287,12 @@ def _check_pixels(size, key, max_pixels):
         raise BadRecord(key, "image too large", f"{width} x {height}, over {max_pixels} pixels")
 
 
-def load_rgb(image, key):
+def load_rgb(image: Image.Image, key: str) -> Image.Image:
+    """Decodes an opened image as RGB.
+
+    Raises:
+      BadRecord: "unreadable image" if its pixels are damaged.
+    """
     try:
         image.load()
         return _to_rgb(image)
