@@ -276,8 +276,8 @@ def test_an_image_that_does_not_decode_is_a_bad_record():
 @pytest.mark.parametrize("bad", [range(5, 9), range(40)])
 def test_too_many_bad_records_end_the_run(bad):
     batches = stream(Numbered(40, bad=frozenset(bad)))
-    # 5 % of 40 are 2: the third ends it, with what to do; another thread may meet a fourth.
-    with pytest.raises(ValueError, match=r"[34] of 40.*truncated x [34].*max_bad_share"):
+    # 5 % of 40 are 2: the third ends it, with what to do; other threads may meet more.
+    with pytest.raises(ValueError, match=r"\d+ of 40.*truncated x \d+.*max_bad_share"):
         for _ in batches.batches(0, 5):
             pass
 
