@@ -12,7 +12,7 @@ A case is images x phrases x tokens x width. A layout is "dense", a `chunk_size`
 images, or "auto"), or "loop": one text at a time against all images, a `lax.map` written here
 as released code goes about it. Candidates take turns, so that whatever else the machine does
 falls on all alike, and a square matrix product takes its turn among them: a row's share is
-the rate of its strictly needed arithmetic (`losses_cases.needed_flops`) by that of the product
+the rate of its strictly needed arithmetic (`flops.loss_flops`) by that of the product
 in the same round. Temporaries are what the compiler reports, without arguments and results.
 `--topology` needs `pip install jax[tpu]`, but no TPU; it takes some minutes.
 """

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ccl_jax import losses
+from ccl_jax.training.flops import loss_flops
 
 # "dense", images of a block, "auto" for as many as fit caches, or "loop": the reference that
 # goes over the texts one by one.
@@ -163,31 +164,8 @@ def _specs(name, mesh):
 
 
 def needed_flops(name: str, case: Case) -> int:
-    """Floating-point operations of the matrix products that value and gradients need.
-
-    For b images, l tokens, n texts, width d, two for each multiply-add. Plain similarities
-    take three products, 6 b n d. Pooled ones, per image, the cheaper of
-
-        2 (3 l n d + 2 l^2 d + 2 l^2 n)   through the (l, l) products of the tokens
-        2 (6 l n d)                       through the pooled vectors
-
-    Nothing is counted twice, whether a layout computes it twice or not.
-    """
-    b, phrases, tokens, d, captions = case
-    captions = captions or b
-
-    def pooled(n):
-        gram = 3 * tokens * n * d + 2 * tokens**2 * d + 2 * tokens**2 * n
-        return 2 * b * min(gram, 6 * tokens * n * d)
-
-    return {
-        "clip": 6 * b * captions * d,
-        "siglip": 6 * b * captions * d,
-        "npc": 6 * b * phrases * d,
-        "xac": pooled(phrases),
-        "pacl": pooled(captions),
-        "ccl": 6 * b * (captions + phrases) * d + pooled(phrases),
-    }[name]
+    """`flops.loss_flops` of a case."""
+    return loss_flops(name, *case)
 
 
 def _similarity_loop(tokens, texts, sharpness=1.0, cosine=False):

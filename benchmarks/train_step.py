@@ -10,7 +10,7 @@
 The step is that of `ccl_jax.training`, metrics included, on a batch of noise that lies on the
 device. Candidates take turns, so that whatever else the machine does falls on all alike, and a
 square matrix product takes its turn among them: "share" is the rate of the arithmetic that the
-model needs (`train_step_cases.model_flops`) by that of the product in the same rounds, in
+model needs (`flops.model_flops`) by that of the product in the same rounds, in
 the type that the model computes in. "MFU" is the same rate by the chip's nominal bfloat16 peak,
 where that is known. Memory is the compiler's own figure. A size is image x patch x width x depth x
 heads x text length x text depth x batch. `--open_clip` names a Python that has open_clip; its step
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import train_step_cases as cases
 from train_step_cases import Size
 
-from ccl_jax.training import sharding
+from ccl_jax.training import flops, sharding
 from ccl_jax.training.step import abstract_state, create_trainer
 
 # Images a second of open_clip 3.3.0 (PyTorch, SigLIP loss, AdamW) on two idle CPU cores, and of
@@ -52,7 +52,7 @@ class Step:
         self.seconds: list[float] = []
         self.trainer = create_trainer(config, mesh, eot_id=2)
         self.batch = cases.draw_batch(config, self.trainer.model)
-        self.flops = cases.model_flops(config, self.trainer.model)
+        self.flops = flops.model_flops(config, self.trainer.model)
         self.mesh = mesh
         placement = sharding.sharded(mesh)
         shapes = {
@@ -201,7 +201,7 @@ def measure(steps: list, options: argparse.Namespace) -> Product:
 def rows_of(steps: list, product: Product | None, devices: int) -> list[dict]:
     """The rows of a table; rates only where something ran."""
     rows = []
-    nominal = cases.peak(jax.devices()[0].device_kind)
+    nominal = flops.peak(jax.devices()[0].device_kind)
     for one in steps:
         row = one.row()
         if one.seconds:

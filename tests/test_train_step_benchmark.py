@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 import train_step  # noqa: E402
 import train_step_cases as cases  # noqa: E402
 
-from ccl_jax.training import sharding  # noqa: E402
+from ccl_jax.training import flops, sharding  # noqa: E402
 from ccl_jax.training.step import abstract_state, create_trainer  # noqa: E402
 
 TOWER = {"width": 64, "depth": 2, "heads": 2}
@@ -52,7 +52,7 @@ def test_the_arithmetic_is_that_of_the_program(model, objective):
     trainer = create_trainer(config, sharding.create_mesh(jax.devices()[:1]), eot_id=2)
     batch = cases.draw_batch(config, trainer.model)
     jaxpr = jax.make_jaxpr(trainer.step)(abstract_state(trainer), batch)
-    counted = cases.model_flops(config, trainer.model)
+    counted = flops.model_flops(config, trainer.model)
     # The program also computes what no output needs, and pooled similarities in its own way.
     assert products(jaxpr.jaxpr) == pytest.approx(counted, rel=0.05)
 
@@ -67,7 +67,7 @@ def test_sizes():
 
 def test_patch_dropout_saves_arithmetic():
     whole, half = (
-        cases.model_flops(config, create_trainer(config, mesh, eot_id=2).model)
+        flops.model_flops(config, create_trainer(config, mesh, eot_id=2).model)
         for mesh in [sharding.create_mesh(jax.devices()[:1])]
         for config in (
             cases.make_config(SIGLIP | {"patch_dropout": share}, 8, "siglip")
@@ -78,9 +78,25 @@ def test_patch_dropout_saves_arithmetic():
 
 
 def test_peaks():
-    assert cases.peak("NVIDIA H200") == 989e12
-    assert cases.peak("TPU v5 lite") == 197e12
-    assert cases.peak("cpu") is None
+    assert flops.peak("NVIDIA H200") == 989e12
+    assert flops.peak("TPU v5 lite") == 197e12
+    assert flops.peak("TPU v5") == 459e12
+    assert flops.peak("cpu") is None
+
+
+def test_what_is_not_trained_costs_less():
+    config = cases.make_config(SIGLIP, 8, "siglip")
+    model = create_trainer(config, sharding.create_mesh(jax.devices()[:1]), eot_id=2).model
+    whole = flops.model_flops(config, model)
+    image_alone = flops.model_flops(config, model, {"image_tower/norm/scale"})
+    text_alone = flops.model_flops(config, model, {"text_tower/norm/scale"})
+    neither = flops.model_flops(config, model, {"bias"})
+    # A frozen tower takes a third; both trained or both frozen, the patch embedding apart.
+    assert neither < image_alone < whole and neither < text_alone < whole
+    assert image_alone + text_alone == whole + neither
+    with config.unlocked():
+        config.tower_store.folder = "x"
+    assert flops.model_flops(config, model, {"bias"}) == flops.loss_flops("siglip", 8, 0, 64, 64)
 
 
 @pytest.mark.slow
