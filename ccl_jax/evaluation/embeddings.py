@@ -23,8 +23,8 @@ TOKEN_KINDS = ("image_tokens", "patch_emb")
 class Predictor:
     """Embeds images and texts in batches of one size, so that each compiles once.
 
-    A batch is split over all devices where it divides by their number, and the next one is
-    on its way before the last one has come back.
+    A batch is split over all devices of this process, and the next one is on its way before the
+    last one has come back.
 
     Attributes:
       params: the model's parameters; set it to evaluate others without a new compilation.
@@ -34,7 +34,7 @@ class Predictor:
       transform: how images are brought to that size, a name in `images.TRANSFORMS`.
       image_options: all that `transform_image` needs to know to do so.
       grid: rows and columns of the patch tokens.
-      batch_size: images or texts in one call of the model.
+      batch_size: images or texts in one call of the model, rounded up to the devices.
       normalisation: (mean, std) of pixels in [0, 1], per channel.
     """
 
@@ -137,8 +137,9 @@ class Predictor:
         if not len(inputs):
             raise ValueError("there is nothing to embed")
         outputs, waiting = [], None
-        place = self._placement()
-        for chunk, count in _padded(inputs, self.batch_size):
+        place, parts = self._placement()
+        size = -(-self.batch_size // parts) * parts
+        for chunk, count in _padded(inputs, size):
             found = function(self.params, place(chunk))
             if waiting is not None:
                 outputs.append(_fetch(*waiting))
@@ -146,11 +147,11 @@ class Predictor:
         outputs.append(_fetch(*waiting))
         return np.concatenate(outputs)
 
-    def _placement(self) -> Callable:
-        """Puts a batch onto the devices of the parameters, or all of them, split evenly."""
-        if jax.process_count() > 1:  # every process holds the whole batch
-            return lambda batch: batch
+    def _placement(self) -> tuple[Callable, int]:
+        """(how to put a batch onto the parameters' devices, or all of them; parts of a batch)."""
         sharding = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
+        if sharding is not None and not sharding.is_fully_addressable:
+            return lambda batch: batch, 1  # every process calls this, and holds the whole batch
         if isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1:
             mesh = sharding.mesh
         elif sharding is None or sharding.device_set == set(jax.local_devices()[:1]):
@@ -158,11 +159,9 @@ class Predictor:
             if mesh.size > 1 or sharding is None:
                 self.params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
         else:
-            return lambda batch: batch
-        if self.batch_size % mesh.size:
-            return lambda batch: batch
+            return lambda batch: batch, 1
         split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        return lambda batch: jax.device_put(batch, split)
+        return lambda batch: jax.device_put(batch, split), mesh.size
 
 
 def _padded(inputs: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

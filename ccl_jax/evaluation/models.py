@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +14,8 @@ from ccl_jax.data.images import decode_image, transform_image
 from ccl_jax.data.records import BadRecord
 from ccl_jax.evaluation.cache import EmbeddingCache, collection_fingerprint, digest
 from ccl_jax.evaluation.classification import class_embeddings
+from ccl_jax.evaluation.pixel_cache import PixelCache
+from ccl_jax.evaluation.reading import in_threads
 from ccl_jax.evaluation.results import Image
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ class EvaluatedModel:
     Attributes:
       name: for tables.
       predictor: the model.
+      pixels: decoded images that are kept; None for none.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class EvaluatedModel:
         cache: EmbeddingCache | None = None,
         *,
         restride: Callable[[int], Predictor] | None = None,
+        pixels: PixelCache | None = None,
     ):
         """Wraps a predictor.
 
@@ -64,9 +65,11 @@ class EvaluatedModel:
           cache: of its embeddings; None for one in memory.
           restride: gives the same model with another patch stride, for dense maps; None if
             there is no such thing.
+          pixels: of decoded images, for a model that is evaluated again and again.
         """
         self.name = name
         self.predictor = predictor
+        self.pixels = pixels
         self._cache = EmbeddingCache() if cache is None else cache
         self._restride = restride
 
@@ -77,9 +80,9 @@ class EvaluatedModel:
         bad: dict[str, str] = {}
         batch = getattr(self.predictor, "batch_size", 256)
         try:
-            for pixels, found in decoded(
-                [images[i] for i in missing], self.predictor.image_options, batch, bad
-            ):
+            options = self.predictor.image_options
+            asked = [images[i] for i in missing]
+            for pixels, found in decoded(asked, options, batch, bad, self.pixels):
                 keys = [digests[missing[k]] for k in found]
                 self._cache.put("image", keys, self.predictor.images(pixels))
         finally:
@@ -129,7 +132,11 @@ class EvaluatedModel:
 
 
 def decoded(
-    images: Sequence[Image], options: dict, batch: int, bad: dict[str, str]
+    images: Sequence[Image],
+    options: dict,
+    batch: int,
+    bad: dict[str, str],
+    kept: PixelCache | None = None,
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Decodes images in threads, a batch ahead of what is asked for.
 
@@ -138,44 +145,35 @@ def decoded(
       options: of `transform_image`.
       batch: images in what is given at once.
       bad: names of images that cannot be read are added, with the reason.
+      kept: decoded images, looked up before and added to.
 
     Yields:
       (pixels, positions): uint8 (n, size, size, 3) and where they stand in `images`, n >= 1.
     """
 
+    def read(image: Image):
+        return transform_image(image.read(), image.name, **options)
+
     def load(image: Image):
         try:
-            return transform_image(image.read(), image.name, **options)
+            return read(image) if kept is None else kept.of(image, options, read)
         except BadRecord as error:
             return error
 
-    workers = min(32, os.cpu_count() or 1)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        queue: collections.deque = collections.deque()
-        position = iter(range(len(images)))
-        ready: list[np.ndarray] = []
-        positions: list[int] = []
-
-        def fill():
-            while len(queue) < 2 * batch and (index := next(position, None)) is not None:
-                queue.append((index, pool.submit(load, images[index])))
-
-        fill()
-        while queue:
-            index, future = queue.popleft()
-            found = future.result()
-            fill()  # so that decoding goes on while the model works
-            if isinstance(found, BadRecord):
-                logging.warning("Left out an image: %s", found)
-                bad[images[index].name] = found.reason
-                continue
-            ready.append(found)
-            positions.append(index)
-            if len(ready) == batch:
-                yield np.stack(ready), positions
-                ready, positions = [], []
-        if ready:
+    ready: list[np.ndarray] = []
+    positions: list[int] = []
+    for index, found in enumerate(in_threads(load, images, 2 * batch)):
+        if isinstance(found, BadRecord):
+            logging.warning("Left out an image: %s", found)
+            bad[images[index].name] = found.reason
+            continue
+        ready.append(found)
+        positions.append(index)
+        if len(ready) == batch:
             yield np.stack(ready), positions
+            ready, positions = [], []
+    if ready:
+        yield np.stack(ready), positions
 
 
 def cropped(image: Image, box: tuple[int, int, int, int]) -> Image:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from absl import logging
@@ -14,6 +17,35 @@ from ccl_jax.data.records import BadRecord, Record, Source
 
 if TYPE_CHECKING:
     from ccl_jax.evaluation.embeddings import Predictor
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_threads(function: Callable[[T], R], things: Iterable[T], ahead: int) -> Iterator[R]:
+    """`function` of each thing, in order, computed in threads before it is asked for.
+
+    Args:
+      function: safe to call from several threads; what it raises ends the iteration.
+      things: any number of them.
+      ahead: results that may wait, which bounds memory.
+
+    Yields:
+      The results.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1))
+    todo = iter(things)
+    queue: collections.deque = collections.deque()
+    try:
+        while True:
+            # So that they go on while the caller works on what it has been given.
+            some = itertools.islice(todo, ahead - len(queue))
+            queue.extend(pool.submit(function, thing) for thing in some)
+            if not queue:
+                return
+            yield queue.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def iterate_images(
@@ -25,7 +57,7 @@ def iterate_images(
     wanted: Callable[[Record], bool] | None = None,
     skipped: collections.Counter | None = None,
 ) -> Iterator[tuple[np.ndarray, list[Record]]]:
-    """Decodes a source chunk by chunk, so that memory holds one chunk of images.
+    """Decodes a source chunk by chunk, a chunk ahead, so that memory holds two of images.
 
     A record that raises `BadRecord` is named in the log, counted and left out.
 
@@ -50,19 +82,26 @@ def iterate_images(
     images: list[np.ndarray] = []
     records: list[Record] = []
     read = passed_over = 0
-    for index in range(total):
+
+    def load(index: int) -> tuple[np.ndarray, Record] | BadRecord | None:
         try:
             record = source[index]
             if wanted is not None and not wanted(record):
-                passed_over += 1
-                continue
-            image = transform_image(record.image, record.key, **predictor.image_options)
+                return None
+            return transform_image(record.image, record.key, **predictor.image_options), record
         except BadRecord as error:
-            logging.warning("Skipped a record of %s: %s", source.name, error)
-            skipped[error.reason] += 1
+            return error
+
+    for found in in_threads(load, range(total), chunk_size):
+        if found is None:
+            passed_over += 1
             continue
-        images.append(image)
-        records.append(record)
+        if isinstance(found, BadRecord):
+            logging.warning("Skipped a record of %s: %s", source.name, found)
+            skipped[found.reason] += 1
+            continue
+        images.append(found[0])
+        records.append(found[1])
         read += 1
         if len(images) == chunk_size:
             yield np.stack(images), records

@@ -57,9 +57,11 @@ def test_batches_over_devices_are_the_whole_at_once(tokenizer, pixels):
     whole = jax.jit(lambda p, x: predictor.model.apply({"params": p}, image=x))(params, image)
     np.testing.assert_allclose(found, whole.image, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    # Parameters on one device, or a batch that does not split, give the same.
-    predictor.params = jax.device_put(jax.tree.map(np.asarray, predictor.params), jax.devices()[3])
+    # A batch that does not divide by the devices is made larger.
     predictor.batch_size = 5
+    np.testing.assert_allclose(predictor.images(pixels), found, atol=1e-5)
+    # Parameters on one device give the same.
+    predictor.params = jax.device_put(jax.tree.map(np.asarray, predictor.params), jax.devices()[3])
     np.testing.assert_allclose(predictor.images(pixels), found, atol=1e-5)
 
 

@@ -62,6 +62,11 @@ def test_runs_everything_and_opens_sources_once(fake, opened):
             {"evaluator": "retrieval", "source": {"kind": "x"}, "templates": ()},
             "no option 'templates'; its options are limit, captions",
         ),
+        ({"evaluator": "benchmarks", "data_dir": "x"}, "no 'names'; add one"),
+        (
+            {"evaluator": "benchmarks", "source": {"kind": "x"}, "data_dir": "x", "names": ()},
+            "no option 'source'; its options are data_dir, names, items",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(fake, opened, entry, message):
@@ -72,14 +77,41 @@ def test_mistakes_are_found_before_anything_runs(fake, opened, entry, message):
     assert not calls
 
 
-def test_every_evaluator_takes_its_options_by_keyword_with_defaults():
-    for run in runner.EVALUATORS.values():
-        predictor, source, *options = inspect.signature(run).parameters.values()
-        assert (predictor.name, source.name) == ("predictor", "source")
-        assert "limit" in [option.name for option in options]
-        for option in options:
-            assert option.kind is option.KEYWORD_ONLY and option.default is not option.empty
+def test_every_evaluator_takes_its_options_by_keyword():
+    for evaluator in runner.EVALUATORS.values():
+        found = list(inspect.signature(evaluator.run).parameters.values())
+        given = ["predictor", "source"] if evaluator.has_source else ["predictor"]
+        assert [option.name for option in found[: len(given)]] == given
+        assert all(option.kind is option.KEYWORD_ONLY for option in found[len(given) :])
+        if evaluator.has_source:
+            assert all(option.default is not option.empty for option in found[2:])
+        assert {"limit", "items"} & {option.name for option in found}  # a bound
+        if evaluator.check:
+            assert (
+                list(inspect.signature(evaluator.check).parameters.values()) == found[len(given) :]
+            )
 
 
 def test_no_evaluators(fake, opened):
     assert runner.evaluate(fake.Predictor(), {}, opened[0]) == {}
+
+
+def test_an_evaluator_without_a_source_is_checked_before_a_run(fake, opened, monkeypatch):
+    seen = []
+
+    def run(predictor, *, words=()):
+        return {"count": float(len(words))}
+
+    def check(*, words=()):
+        seen.append(words)
+        if not words:
+            raise ValueError("there are no words; give some")
+
+    monkeypatch.setitem(runner.EVALUATORS, "words", runner.Evaluator(run, False, check))
+    entries = {"two": {"evaluator": "words", "words": ("a", "b")}}
+    runner.check(entries)
+    assert seen == [("a", "b")]
+    assert runner.evaluate(fake.Predictor(), entries, opened[0]) == {"two/count": 2}
+    assert not opened[1]
+    with pytest.raises(ValueError, match=r"^evaluators\['none'\]: there are no words"):
+        runner.check(entries | {"none": {"evaluator": "words"}})

@@ -35,8 +35,15 @@ class Benchmark(Protocol):
           ValueError: if they are damaged, or of another shape than published.
         """
 
+    def bounded(self, data: Any, items: int) -> Any:
+        """About `items` of what `open` gave that have their images, the same at every call.
+
+        Raises:
+          ValueError: if the benchmark is too slow for evaluations during training.
+        """
+
     def run(self, model: EvaluatedModel, data: Any) -> BenchmarkResult:
-        """Evaluates one model on what `open` gave."""
+        """Evaluates one model on what `open` or `bounded` gave."""
 
 
 BENCHMARKS: dict[str, Benchmark] = {

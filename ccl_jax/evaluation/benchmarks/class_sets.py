@@ -21,6 +21,7 @@ from ccl_jax.evaluation.benchmarks.files import (
     class_tar,
     file_image,
 )
+from ccl_jax.evaluation.benchmarks.subsets import spread
 from ccl_jax.evaluation.results import Image
 
 PLAIN_TEMPLATES = ("a photo of a {}.",)
@@ -57,6 +58,21 @@ class ClassSet:
     prompts: str
     test: tuple[tuple[Image, int], ...]
     train: tuple[tuple[Image, int], ...] = ()
+
+    def bounded(self, count: int) -> ClassSet:
+        """The same classes with some images, at most `count` of the test and of the others."""
+
+        def some(rows):
+            return tuple(
+                spread(
+                    rows,
+                    count,
+                    key=lambda row: row[0].name,
+                    group=lambda row: self.classes[row[1]],
+                )
+            )
+
+        return dataclasses.replace(self, test=some(self.test), train=some(self.train))
 
 
 def find_class_sets(data_dir: Path) -> list[ClassSet]:

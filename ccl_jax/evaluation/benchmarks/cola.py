@@ -21,6 +21,7 @@ from ccl_jax.evaluation.benchmarks.matching import (
     Table,
     pair_outcomes,
 )
+from ccl_jax.evaluation.benchmarks.subsets import spread
 from ccl_jax.evaluation.models import EvaluatedModel
 from ccl_jax.evaluation.results import BenchmarkResult, Image, Metric
 from ccl_jax.evaluation.scoring import cosine_scores
@@ -104,6 +105,15 @@ class SingleObjects:
             raise MissingData(f"no Cola: expected {_SINGLE['gqa']} in {data_dir / 'cola'}")
         if not any(image is not None for *_, images, _, _ in found.values() for _, image in images):
             raise MissingData(f"none of its images are in {data_dir}")
+        return found
+
+    def bounded(self, data: dict[str, Any], count: int) -> dict[str, Any]:
+        """Some images of each subset, with every label that is left right for one of them."""
+        found = {}
+        for subset, (labels, images, present, hard) in data.items():
+            there = [n for n, (_, image) in enumerate(images) if image is not None]
+            rows = spread(there, max(1, count // len(data)), key=lambda n: images[n][0])
+            found[subset] = labels, [images[n] for n in rows], present[rows], hard[rows]
         return found
 
     def run(self, model: EvaluatedModel, data: dict[str, Any]) -> BenchmarkResult:

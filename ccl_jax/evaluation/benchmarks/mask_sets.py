@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 
 from ccl_jax.data.records import BadRecord
 from ccl_jax.evaluation.benchmarks.files import MissingData, Tar, file_image
+from ccl_jax.evaluation.benchmarks.subsets import spread
 from ccl_jax.evaluation.results import Image
 from ccl_jax.evaluation.segmentation import IGNORE
 
@@ -55,6 +56,12 @@ class MaskSet:
     ids: Mapping[int, int]
     images: tuple[Masked, ...]
     background: bool = False
+
+    def bounded(self, count: int) -> MaskSet:
+        """The same classes with at most `count` images, of those that are there."""
+        there = [item for item in self.images if item.image is not None]
+        some = spread(there, count, key=lambda item: item.name)
+        return dataclasses.replace(self, images=tuple(some))
 
     def truth(self, item: Masked) -> np.ndarray:
         """int (h, w): class of each pixel at the mask's own size, `IGNORE` for none.

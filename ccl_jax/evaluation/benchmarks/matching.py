@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ccl_jax.evaluation.benchmarks.files import MissingData
+from ccl_jax.evaluation.benchmarks.subsets import spread
 from ccl_jax.evaluation.models import EvaluatedModel
 from ccl_jax.evaluation.results import BenchmarkResult, Image, Items, Metric, ratio_metric
 from ccl_jax.evaluation.scoring import paired_scores
@@ -91,7 +92,7 @@ class Table:
         inside = np.isin(self.groups, chosen)
         values = np.where(inside, np.asarray(self.outcomes[outcome], np.float64), np.nan)
         parts = np.where(inside, self.groups, "") if macro else None
-        total = sum(self.totals[group] for group in chosen)
+        total = sum(self.totals.get(group, 0) for group in chosen)
         return ratio_metric(values, self.clusters, total=total, parts=parts, chance=chance)
 
 
@@ -131,6 +132,16 @@ class MatchingBenchmark:
                 f"none of its {len(names)} images are in {data_dir}; the first is {names[0]}"
             )
         return items
+
+    def bounded(self, items: Sequence[Item], count: int) -> list[Item]:
+        """Some items with all of their images, from every group; families stay whole."""
+        whole = [item for item in items if all(image is not None for image in item.images)]
+        return spread(
+            whole,
+            count,
+            key=lambda item: item.family or item.key,
+            group=lambda item: item.group,
+        )
 
     def run(self, model: EvaluatedModel, items: Sequence[Item]) -> BenchmarkResult:
         """Evaluates a model; items without an image are left out, counted and named."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ccl_jax.evaluation.benchmarks.files import MissingData
 from ccl_jax.evaluation.benchmarks.karpathy import Captioned, Split, read_split
+from ccl_jax.evaluation.benchmarks.subsets import spread
 from ccl_jax.evaluation.models import EvaluatedModel
 from ccl_jax.evaluation.results import BenchmarkResult, Items, ratio_metric
 from ccl_jax.evaluation.retrieval import DIRECTIONS, retrieval_ranks
@@ -39,6 +40,11 @@ class RetrievalBenchmark:
         if not any(item.image is not None and item.captions for item in split.images):
             raise MissingData(f"none of the {len(split.images)} images are in {data_dir}")
         return split
+
+    def bounded(self, split: Split, count: int) -> Split:
+        """Some images with all of their captions: fewer candidates, so a higher recall."""
+        there = [item for item in split.images if item.image is not None and item.captions]
+        return Split(tuple(spread(there, count, key=lambda item: item.name)), split.name)
 
     def run(self, model: EvaluatedModel, split: Split) -> BenchmarkResult:
         """Recall of a model; the ranks are among the items' scores."""

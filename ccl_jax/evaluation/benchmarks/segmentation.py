@@ -10,6 +10,7 @@ import numpy as np
 from ccl_jax.data.records import BadRecord
 from ccl_jax.evaluation.benchmarks.mask_sets import Masked, MaskSet, counted, find_mask_sets
 from ccl_jax.evaluation.models import EvaluatedModel, decoded
+from ccl_jax.evaluation.pixel_cache import PixelCache
 from ccl_jax.evaluation.results import BenchmarkResult, Metric, ratio_metric
 from ccl_jax.evaluation.scoring import cosine_scores
 from ccl_jax.evaluation.segmentation import (
@@ -76,6 +77,15 @@ class Segmentation:
         """The sets of masks; raises `MissingData` if there is none."""
         return find_mask_sets(data_dir)
 
+    def bounded(self, sets: list[MaskSet], count: int) -> list[MaskSet]:
+        """Some images of each set, at the model's own stride alone."""
+        if self.stride_share < 1:
+            raise ValueError(
+                f"{self.name} is too slow for evaluations during training; take "
+                f"{PLAIN.name!r}, or tools.evaluate after it"
+            )
+        return [data.bounded(max(1, count // len(sets))) for data in sets]
+
     def run(self, model: EvaluatedModel, sets: list[MaskSet]) -> BenchmarkResult:
         """Evaluates plain patch tokens, and PACL's where the model has them."""
         stride = None
@@ -89,7 +99,7 @@ class Segmentation:
         for data in sets:
             class_emb = model.classes(data.classes, TEMPLATES)
             tallies = {kind: _Tally() for kind in kinds}
-            for pixels, items in _chunks(data, predictor, left_out):
+            for pixels, items in _chunks(data, predictor, model.pixels, left_out):
                 for kind, tally in tallies.items():
                     tokens = predictor.image_tokens(pixels, kind)
                     for found, item in zip(tokens, items, strict=True):
@@ -110,7 +120,9 @@ class Segmentation:
         return BenchmarkResult(self.name, metrics, None, frozen, settings, next(iter(metrics)))
 
 
-def _chunks(data: MaskSet, predictor, left_out: dict[str, list[str]]):
+def _chunks(
+    data: MaskSet, predictor, kept: PixelCache | None, left_out: dict[str, list[str]]
+):  # fmt: skip
     """(pixels, [(item, truth)]) for images that can be read with their masks."""
     there = [item for item in data.images if item.image is not None]
     gone = [f"{data.name}/{item.name}" for item in data.images if item.image is None]
@@ -118,7 +130,7 @@ def _chunks(data: MaskSet, predictor, left_out: dict[str, list[str]]):
         left_out.setdefault("missing image", []).extend(gone)
     bad: dict[str, str] = {}
     options = predictor.image_options | {"transform": "squash"}
-    for pixels, found in decoded([item.image for item in there], options, _CHUNK, bad):
+    for pixels, found in decoded([item.image for item in there], options, _CHUNK, bad, kept):
         rows, items = [], []
         for row, index in enumerate(found):
             try:

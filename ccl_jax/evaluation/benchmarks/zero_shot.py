@@ -33,6 +33,10 @@ class ZeroShot:
         """The labelled sets; raises `MissingData` if there is none."""
         return find_class_sets(data_dir)
 
+    def bounded(self, sets: list[ClassSet], count: int) -> list[ClassSet]:
+        """Some test images of each set, from all classes; no class is left out."""
+        return [data.bounded(max(1, count // len(sets))) for data in sets]
+
     def run(self, model: EvaluatedModel, sets: list[ClassSet]) -> BenchmarkResult:
         """Accuracy on each set; the items are the images of all."""
         metrics: dict[str, Metric] = {}
@@ -81,6 +85,10 @@ class Probe:
         if not found:
             raise MissingData(f"no labelled set in {data_dir} has training images")
         return found
+
+    def bounded(self, sets: list[ClassSet], count: int) -> list[ClassSet]:
+        """Some test images of each set, and as many of its training images."""
+        return [data.bounded(max(1, count // len(sets))) for data in sets]
 
     def run(self, model: EvaluatedModel, sets: list[ClassSet]) -> BenchmarkResult:
         """Accuracy on the test images of each set."""
