@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ccl_jax.training import checkpoints
+from ccl_jax.training import checkpoint_files as files
 
 
 def overview(workdir: str) -> str:
@@ -36,11 +36,11 @@ def describe(workdir: str, step: int | None = None) -> str:
     """
     folder, steps = _found(workdir, step)
     step = steps[-1] if step is None else step
-    facts = checkpoints.read_facts(folder, step)
+    facts = files.read_facts(folder, step)
     lines = [f"{folder}/{step}"]
     position = facts.get("data_position") or {}
     lines += [f"data {name}: {value}" for name, value in position.items()]
-    for path, array in sorted(checkpoints.read_arrays(folder, step).items()):
+    for path, array in sorted(files.read_arrays(folder, step).items()):
         values = np.asarray(array, np.float64)
         shape = " x ".join(f"{n:,}" for n in array.shape) or "scalar"
         extent = f"{values.min():.4g} to {values.max():.4g}" if values.size else "empty"
@@ -58,7 +58,7 @@ def verify(workdir: str, step: int | None = None) -> Iterator[tuple[int, str]]:
     folder, steps = _found(workdir, step)
     for each in steps if step is None else [step]:
         try:
-            checkpoints.verify(folder, each)
+            files.verify(folder, each)
         except ValueError as error:
             yield each, str(error)
         else:
@@ -74,13 +74,13 @@ def prune(workdir: str, keep: int, dry_run: bool = False) -> list[int]:
     folder, steps = _found(workdir)
     old = steps[:-keep]
     for step in [] if dry_run else old:
-        checkpoints.remove(folder, step)
+        files.remove(folder, step)
     return old
 
 
 def _found(workdir: str, step: int | None = None) -> tuple[str, list[int]]:
-    folder = checkpoints.checkpoint_folder(workdir)
-    steps = checkpoints.complete_steps(folder)
+    folder = files.checkpoint_folder(workdir)
+    steps = files.complete_steps(folder)
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint; give --workdir the folder of a single run")
     if step is not None and step not in steps:

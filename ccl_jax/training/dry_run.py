@@ -119,6 +119,8 @@ def slice_devices(topology: str) -> list[jax.Device]:
             f"one of {', '.join(CHIPS)}, and the chips along each side"
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for a cloud's own server
+    # No TPU is used, so that a second dry run, or a file that another user's has left, is no harm.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
@@ -237,9 +239,9 @@ def describe(found: DryRun, batch_size: int, least: int = 1_000_000) -> str:
         + verdict,
         "",
         "A step of a device",
-        f"  {found.flops / 1e12:10.3f} TFLOP in products",
+        f"  {found.flops / 1e9:10.3f} GFLOP in products",
         f"  {found.memory_traffic / 1e9:10.3f} GB from and to memory, at the most",
-        f"  {found.received / 1e9:10.3f} GB received from other devices",
+        f"  {found.received / 1e6:10.3f} MB received from other devices",
         "",
         "Least time of a step, by the chip's published rates",
     ]

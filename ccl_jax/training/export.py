@@ -154,7 +154,7 @@ def _restore(config: ConfigDict, folder: str) -> tuple[ConfigDict, _Parts]:
     tokenizer = open_tokenizer(folder)
     mesh = create_mesh()
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
     state = checkpoints.restore(abstract_state(trainer))
     checkpoints.close()
     params = jax.tree.map(np.asarray, trainer.evaluated(state))

@@ -13,7 +13,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ccl_jax.training import distributed
+from ccl_jax.training import distributed, flops, notes
 from ccl_jax.training.checkpoints import Checkpoints
 from ccl_jax.training.metrics import MetricsWriter, Progress, device_memory
 from ccl_jax.training.sharding import to_devices
@@ -98,12 +98,12 @@ class Fit:
         train, last = self._train, step == self._train.steps
         logs = step == self._first + 1 or step % train.log_every == 0 or last
         due = step % train.checkpoint_every == 0 or last
-        stops = bool(request) if jax.process_count() == 1 else False
+        stops = request.reached()
         if logs:
             values = self._log(step, metrics, writer)
             self._check_finite(step, values)
-            stops, overdue = distributed.any_process(bool(request), self._overdue())
-            due = due or overdue
+            if train.checkpoint_minutes:
+                due = due or distributed.any_process(self._overdue())[0]
         found = None
         if train.eval_every and step % train.eval_every == 0 and not last:
             with self._timed("evaluation"):
@@ -130,16 +130,22 @@ class Fit:
         steps, spent = step - before, self._logged[1] - then
         if step > self._first + 1:  # the first step compiles
             self._rates.append(rate)
-            values["images_per_second"] = rate
+            values |= {"images_per_second": rate} | self._use(rate)
             values |= {f"seconds/{name}": s / steps for name, s in self._seconds.items()}
             values["seconds/step"] = (spent - sum(self._seconds.values())) / steps
         values |= device_memory()
         self._seconds = dict.fromkeys(self._seconds, 0.0)
-        self._count_compilations(step)
+        values["compilations"] = self._count_compilations(step)
         writer.write(step, values)
         return values
 
-    def _count_compilations(self, step: int) -> None:
+    def _use(self, images_per_second: float) -> dict[str, float]:
+        """How much of its arithmetic a device does: in 10^12 operations/s, and of its peak."""
+        rate = self._trainer.flops / self._batch_size * images_per_second / self._mesh.size
+        peak = flops.peak(self._mesh.devices.flat[0].device_kind)
+        return {"tflops_per_device": rate / 1e12} | ({"utilisation": rate / peak} if peak else {})
+
+    def _count_compilations(self, step: int) -> int:
         count = self._trainer.step._cache_size()
         if self._compiled and count > self._compiled:
             logging.warning(
@@ -148,6 +154,7 @@ class Fit:
                 count,
             )
         self._compiled = count
+        return count
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         in_a_row = int(values["skipped_in_a_row"])
@@ -155,19 +162,30 @@ class Fit:
             logging.warning("loss or gradient not finite for %d steps up to %d", in_a_row, step)
         if in_a_row < self._train.max_skipped_steps:
             return
-        good = self._checkpoints.latest
-        self._checkpoints.close()
-        raise ValueError(
-            f"loss or gradient was not finite for {in_a_row} steps in a row up to step {step:,}; "
-            "they changed no weight. "
-            + (
-                f"The last good checkpoint is of step {good:,}: the same command continues there. "
-                if good
-                else "There is no checkpoint yet. "
-            )
-            + "Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at "
-            "the batches of those steps (tools.inspect_data)"
+        message = (
+            f"loss or gradient was not finite for {in_a_row} steps in a row up to step {step:,}, "
+            "which changed no weight; "
         )
+        if self._checkpoints.latest is None:
+            message += "there is no checkpoint yet. "
+        else:
+            # Let go before it is read again: there may be no room for two.
+            like, self.state = jax.tree.map(_shape, self.state), None
+            self.state, damaged = self._checkpoints.resume(like)
+            for line in damaged:
+                distributed.say(line)
+                notes.add(self._workdir, line)
+            message += (
+                f"went back to the checkpoint of step {int(self.state.step):,}, which is good: the "
+                "same command continues there. "
+            )
+        self._checkpoints.close()
+        message += (
+            "Lower config.optimizer.learning_rate, set config.optimizer.clip_norm, or look at the "
+            "batches of those steps (tools.inspect_data)"
+        )
+        notes.add(self._workdir, message)
+        raise ValueError(message)
 
     def _overdue(self) -> bool:
         minutes = self._train.checkpoint_minutes
@@ -202,3 +220,7 @@ class Fit:
         finally:
             if running:
                 jax.profiler.stop_trace()
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)

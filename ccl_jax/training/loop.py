@@ -20,7 +20,7 @@ from ccl_jax.data.tf_import import import_tensorflow
 from ccl_jax.evaluation import report, runner
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.heatmaps import draw_heatmaps
-from ccl_jax.training import averaging, distributed, partition, pretrained, tower_storing
+from ccl_jax.training import averaging, distributed, notes, partition, pretrained, tower_storing
 from ccl_jax.training import config as configs
 from ccl_jax.training.checkpoints import Checkpoints
 from ccl_jax.training.compilation import keep_compiled
@@ -32,6 +32,13 @@ from ccl_jax.training.step import Trainer, TrainState, abstract_state, create_tr
 RESULTS = "results.json"
 REPORT = "report.md"
 DATA_POSITION = "data_position.json"
+_REPRODUCIBLE = (
+    "The same command with the same seed gives the same weights to the bit on the same machine, "
+    "devices and versions, interrupted or not. Another number of devices, other hardware or other "
+    "versions add up in another order and give weights that are close, not equal; on a GPU some "
+    "sums are in no fixed order without XLA_FLAGS=--xla_gpu_deterministic_ops=true. Times and "
+    "memory differ from run to run."
+)
 
 
 def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
@@ -135,7 +142,7 @@ def load_predictor(config: ConfigDict, workdir: str) -> Predictor:
     tokenizer = open_tokenizer(workdir)
     mesh = create_mesh()
     trainer = create_trainer(config, mesh, eot_id=tokenizer.eot_id)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     state = checkpoints.restore(abstract_state(trainer))
     checkpoints.close()
     return _predictor(config, trainer, state, tokenizer)
@@ -196,6 +203,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[st
         "dropped_phrases": batches.dropped_phrases,
         "skipped_steps": int(fit.state.skipped[0]),
         "step": int(fit.state.step),
+        "notes": notes.read(workdir),
     }
     if is_first():
         _write_json(results_path, done)
@@ -219,8 +227,10 @@ def _begin(
         say(partition.table(placed, mesh))
     if checkpoints.latest is None:
         return pretrained.start(config, trainer, mesh), checkpoints
-    state = checkpoints.restore(abstract_state(trainer))
-    say(f"{label}: continuing at step {int(state.step):,}")
+    state, damaged = checkpoints.resume(abstract_state(trainer))
+    for line in (*damaged, f"continuing at step {int(state.step):,} on {mesh.size} devices"):
+        say(f"{label}: {line}")
+        notes.add(workdir, line)
     return state, checkpoints
 
 
@@ -298,28 +308,29 @@ def _report(
         "batch size": config.data.batch_size,
         "seed": config.seed,
     }
-    notes = []
+    remarks = [_REPRODUCIBLE]
     for label, values in done.items():
         settings[f"median time per step, {label}"] = f"{1000 * values['seconds_per_step']:.0f} ms"
         if values["dropped_phrases"]:
-            notes.append(
+            remarks.append(
                 f"{label}: {values['dropped_phrases']:,} phrases found no room in the budget "
                 "(`config.data.phrases_per_image`)."
             )
         if values["skipped_steps"]:
-            notes.append(
+            remarks.append(
                 f"{label}: {values['skipped_steps']:,} steps changed nothing, as their loss or "
                 "gradient was not finite."
             )
         for reason, count in values["skipped_records"].items():
-            notes.append(f"{label}: {count:,} records skipped ({reason}); the log names them.")
+            remarks.append(f"{label}: {count:,} records skipped ({reason}); the log names them.")
+        remarks += [f"{label}, {line}" for line in values["notes"]]
     report.write_report(
         path,
         title="Results",
         rows={label: values["metrics"] for label, values in done.items()},
         settings=settings,
         figures=figures,
-        notes=notes,
+        notes=remarks,
     )
 
 

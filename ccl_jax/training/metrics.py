@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 
 from ccl_jax.data.tf_import import import_tensorflow
 from ccl_jax.training import distributed
@@ -16,7 +17,8 @@ from ccl_jax.training import distributed
 class MetricsWriter:
     """Writes scalars to TensorBoard events and to `metrics.jsonl` in a workdir.
 
-    Of several processes the first writes.
+    Of several processes the first writes. What cannot be written, as on a full disk, is told and
+    left out: whether training can go on is for its checkpoints to say.
     """
 
     def __init__(self, workdir: str, start_step: int = 0, wandb_project: str = ""):
@@ -36,11 +38,15 @@ class MetricsWriter:
         self._wandb = _open_wandb(wandb_project, workdir) if wandb_project else None
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
-        with open(self._path, "w", encoding="utf-8") as file:
+        with open(self._path + ".partial", "w", encoding="utf-8") as file:
             file.writelines(kept)
-        import_tensorflow()  # event files are its own
+        os.replace(self._path + ".partial", self._path)  # a run killed here keeps the old lines
+        # Event files are TensorFlow's own, and so is the error of one that cannot be written.
+        import_tensorflow()
+        import tensorflow as tf
         from clu import metric_writers
 
+        self._refused = tf.errors.OpError
         self._events = metric_writers.SummaryWriter(os.path.join(workdir, "tensorboard"))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -48,9 +54,13 @@ class MetricsWriter:
         if self._events is None:
             return
         scalars = {name: float(value) for name, value in scalars.items()}
-        self._events.write_scalars(step, scalars)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._events.write_scalars(step, scalars)
+        except (OSError, self._refused) as error:
+            line = " ".join(str(error).split())[:200]
+            logging.warning("the metrics of step %d are not written: %s", step, line)
         if self._wandb:
             self._wandb.log(scalars, step=step)
 

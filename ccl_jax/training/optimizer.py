@@ -82,6 +82,30 @@ def lr_multipliers(config: ConfigDict, params: parameters.Params) -> dict[str, f
     return {path: found[path] * layers[path] for path in paths}
 
 
+def tower_multipliers(config: ConfigDict, params: parameters.Params) -> dict[str, float]:
+    """The highest multiplier in each tower that is trained; empty where all are 1.
+
+    Args:
+      config: `config.optimizer`.
+      params: of the model, or their shapes.
+
+    Returns:
+      {"image_tower": multiplier, "text_tower": multiplier}.
+
+    Raises:
+      ValueError: as `lr_multipliers` does.
+    """
+    found = lr_multipliers(config, params)
+    if all(value in (0, 1) for value in found.values()):
+        return {}
+    highest: dict[str, float] = {}
+    for path, value in found.items():
+        tower = re.match(r"(?:lora/)?(image_tower|text_tower)/", path)
+        if tower and value:
+            highest[tower[1]] = max(value, highest.get(tower[1], 0.0))
+    return highest
+
+
 def layer_multipliers(paths: Iterable[str], decay: float) -> dict[str, float]:
     """Layer-wise decay of the learning rate: decay ** (depth + 1 - layer), in each tower.
 

@@ -167,7 +167,7 @@ def _without_eot(fields, config):
 
 def _trained(config: ConfigDict, workdir: str, mesh: Mesh):
     trainer = create_trainer(config, mesh, eot_id=open_tokenizer(workdir).eot_id)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     state = checkpoints.restore(abstract_state(trainer))
     checkpoints.close()
     return jax.tree.map(np.asarray, trainer.evaluated(state))

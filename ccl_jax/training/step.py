@@ -16,9 +16,22 @@ from ml_collections import ConfigDict
 
 from ccl_jax.models.presets import build_model
 from ccl_jax.models.two_towers import Embeddings, TwoTowers
-from ccl_jax.training import averaging, forward, lora, parameters, partition, tower_outputs
+from ccl_jax.training import (
+    averaging,
+    flops,
+    forward,
+    lora,
+    parameters,
+    partition,
+    tower_outputs,
+)
 from ccl_jax.training import objective as objectives
-from ccl_jax.training.optimizer import create_optimizer, learning_rate, trainable_paths
+from ccl_jax.training.optimizer import (
+    create_optimizer,
+    learning_rate,
+    tower_multipliers,
+    trainable_paths,
+)
 from ccl_jax.training.sharding import BATCH_AXES, batch_devices, replicated, sharded
 
 Metrics = dict[str, Float[Array, ""]]
@@ -60,6 +73,7 @@ class Trainer:
       evaluated: `state -> params`, the parameters to evaluate: the averaged ones where there
         are, with low-rank updates added to their kernels; whole on every device.
       placements: of the state, a `NamedSharding` for each array.
+      flops: operations of the matrix products of a step, over all devices (`flops.model_flops`).
     """
 
     model: TwoTowers
@@ -68,6 +82,7 @@ class Trainer:
     start: Callable[[TrainState, Any], TrainState]
     evaluated: Callable[[TrainState], Any]
     placements: TrainState
+    flops: int
 
 
 def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
@@ -112,13 +127,14 @@ def create_trainer(config: ConfigDict, mesh: Mesh, *, eot_id: int) -> Trainer:
         return effective(params) if config.lora.rank or split else params
 
     step = jax.jit(
-        _make_step(config, model, optimizer, trainable, mesh),
+        _make_step(config, model, optimizer, shapes, mesh),
         in_shardings=(placements, sharded(mesh)),
         out_shardings=(placements, whole),
         donate_argnums=0,
     )
     init = jax.jit(init, out_shardings=placements)
-    return Trainer(model, init, step, start, evaluated, placements)
+    needed = flops.model_flops(config, model, trainable)
+    return Trainer(model, init, step, start, evaluated, placements, needed)
 
 
 def initial_params(config: ConfigDict, model: TwoTowers):
@@ -139,8 +155,10 @@ def abstract_state(trainer: Trainer) -> TrainState:
     )
 
 
-def _make_step(config, model, optimizer, trainable, mesh):
+def _make_step(config, model, optimizer, shapes, mesh):
     objective = config.objective.to_dict()
+    trainable = trainable_paths(config.optimizer, shapes)
+    rates = tower_multipliers(config.optimizer, shapes)
     max_log_scale = math.log(config.optimizer.max_scale)
     if config.tower_store.folder:
         embed = tower_outputs.create_forward(config, model)
@@ -173,11 +191,13 @@ def _make_step(config, model, optimizer, trainable, mesh):
         opt_state, ema = keep(opt_state, state.opt_state), keep(ema, state.ema)
         skipped = jnp.where(finite, state.skipped * jnp.array([1, 0]), state.skipped + 1)
         params = parameters.merge(frozen, trained)
-        metrics |= norms | {
+        rate = schedule(state.step)
+        metrics |= norms | {f"learning_rate/{name}": rate * m for name, m in rates.items()}
+        metrics |= {
             "loss": loss,
             "scale": jnp.exp(params["log_scale"]),
             "bias": params["bias"],
-            "learning_rate": schedule(state.step),
+            "learning_rate": rate,
             "skipped_steps": skipped[0],
             "skipped_in_a_row": skipped[1],
         }
