@@ -69,6 +69,6 @@ setup(
         "download": ["aiohttp"],  # tools.prepare --download
         "beam": ["apache-beam>=2.77"],  # tools.prepare and tools.concepts on a cluster
         "wandb": ["wandb"],
-        "demo": ["gradio>=6.26"],  # earlier ones pull huggingface_hub back to version 1
+        "demo": ["gradio>=6.29"],  # earlier ones pull huggingface_hub back to version 1
     },
 )

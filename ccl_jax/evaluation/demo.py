@@ -30,6 +30,8 @@ DEFAULT_SHARPNESS = 20.0
 # Sets of class embeddings that are kept for further images.
 _KEPT = 8
 _PROMPT_BATCH = 16
+# Of sides: a strip, enlarged so that its maps can be seen, would fill the memory.
+_MAX_ASPECT = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +161,18 @@ class Demo:
         try:
             size = path.stat().st_size
             if size > limits.file_bytes:
+                most = f"{limits.file_bytes / 2**20:g} MB"
                 raise ValueError(
-                    f"the file has {size / 2**20:.1f} MB, more than {limits.file_bytes / 2**20:g} MB; "
-                    "give a smaller one"
+                    f"the file has {size / 2**20:.1f} MB, more than {most}; give a smaller one"
                 )
             # Decoded to see whether it can be: `read_image` may meet damage where it reads EXIF.
-            load_rgb(open_image(path.read_bytes(), path.name, limits.pixels), path.name)
+            opened = open_image(path.read_bytes(), path.name, limits.pixels)
+            if max(opened.size) > _MAX_ASPECT * min(opened.size):
+                raise ValueError(
+                    f"{path.name} has {opened.width} x {opened.height} pixels, more than "
+                    f"{_MAX_ASPECT} to 1; cut out a part that is closer to a square"
+                )
+            load_rgb(opened, path.name)
         except OSError as error:
             raise ValueError("the image is no longer there; choose it again") from error
         except BadRecord as error:

@@ -21,6 +21,7 @@ TITLES = {
 }
 
 _SIDE = 480  # of pictures, in pixels
+_MIN_SIDE = 224  # below it an image is enlarged, so that maps are drawn smoothly
 _SHOWN_LABELS = 20
 _NOTE = (
     "Each map's colours run from its own lowest value (grey) to its highest (red): they compare "
@@ -116,7 +117,8 @@ def _label_table(labels: Sequence[Label]) -> str:
 def _pictures(found: Visualization) -> list[str]:
     image = PIL.Image.fromarray(found.image)
     image.thumbnail((_SIDE, _SIDE))
-    small = np.asarray(image)
+    times = -(-_MIN_SIDE // min(image.size))
+    small = np.asarray(image).repeat(times, axis=0).repeat(times, axis=1)
     parts = []
     for kind in dict.fromkeys([*found.maps, *found.segments]):
         figures = [

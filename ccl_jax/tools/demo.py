@@ -29,7 +29,6 @@ def _main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     # Imported late, so that --help answers at once.
     from ccl_jax.evaluation import demo, demo_page
-    from ccl_jax.training import serving
 
     try:
         names, tokenizers = _MODEL.value, _TOKENIZER.value
@@ -45,6 +44,8 @@ def _main(argv: list[str]) -> None:
         )
         demo_page.require_gradio()
         listening = demo_page.bind(_HOST.value, _PORT.value)
+        from ccl_jax.training import serving
+
         each = (tokenizers * len(names))[: len(names)] or [None] * len(names)
         models = {
             label: serving.open_model(name, tokenizer=tokenizer, batch_size=1)

@@ -19,7 +19,7 @@ HOSTILE = "red </td><script>alert(1)</script> & \"q\" 'p'"
 
 
 def trained(predictor, *, pacl=False):
-    """Gives a predictor of `conftest.py` what a trained one has: a scale of 10, maybe PACL's head."""
+    """Gives a predictor of `conftest.py` what a trained one has: scale 10, maybe PACL's head."""
     predictor.params = {"log_scale": np.log(np.float32(10))}
     predictor.model = types.SimpleNamespace(patch_embedder=pacl)
     return predictor
@@ -134,6 +134,8 @@ def test_limits(model, picture, tmp_path):
     refused("more than 0.00190735 MB; give a smaller", path=tmp_path / "noise.png")
     (tmp_path / "text.jpg").write_text("no image")
     refused("text.jpg: unreadable image.*give a JPEG", path=tmp_path / "text.jpg")
+    Image.new("RGB", (210, 10)).save(tmp_path / "strip.png")
+    refused("strip.png has 210 x 10 pixels, more than 20 to 1", path=tmp_path / "strip.png")
     cut = tmp_path / "cut.png"
     cut.write_bytes(picture.read_bytes()[:-60])
     refused("^cut.png: unreadable image", path=cut)
