@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.resources
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ccl_jax.data.records import BadRecord
+from ccl_jax.data.sources.tfds import TfdsSource
+from ccl_jax.data.tf_import import import_tensorflow
 from ccl_jax.evaluation.benchmarks.files import (
     MissingData,
     Tar,
@@ -22,6 +23,7 @@ from ccl_jax.evaluation.benchmarks.files import (
     file_image,
 )
 from ccl_jax.evaluation.benchmarks.subsets import spread
+from ccl_jax.evaluation.reading import in_threads
 from ccl_jax.evaluation.results import Image
 
 PLAIN_TEMPLATES = ("a photo of a {}.",)
@@ -50,6 +52,7 @@ class ClassSet:
       prompts: where they come from.
       test: images and their classes.
       train: the same for training a probe; empty if the set has none.
+      problem: why the set cannot be used; it has no images then.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ClassSet:
     prompts: str
     test: tuple[tuple[Image, int], ...]
     train: tuple[tuple[Image, int], ...] = ()
+    problem: str = ""
 
     def bounded(self, count: int) -> ClassSet:
         """The same classes with some images, at most `count` of the test and of the others."""
@@ -75,34 +79,51 @@ class ClassSet:
         return dataclasses.replace(self, test=some(self.test), train=some(self.train))
 
 
-def find_class_sets(data_dir: Path) -> list[ClassSet]:
+def find_class_sets(data_dir: Path, *, train: bool = False) -> list[ClassSet]:
     """Every labelled set of a data folder.
 
     Found are `NAME/{test,val}/CLASS/*` for cifar10, cifar100 and imagenet and for any folder in
-    `classification/`, with `train` beside it where there is one; tars `NAME*.tar` of members
-    `test/CLASS/FILE` and `train/CLASS/FILE`; and data sets that TFDS has prepared in `tfds/`.
+    `classification/`, with `train` beside it where there is one, or `classification/NAME/CLASS/*`;
+    tars `NAME*.tar` of members `test/CLASS/FILE` and `train/CLASS/FILE`; and data sets that TFDS
+    has prepared in `tfds/`.
+
+    Args:
+      data_dir: the folder.
+      train: also look for training images, which may be many.
+
+    Returns:
+      The sets; one that cannot be used, such as one with an empty class folder, says why.
 
     Raises:
       MissingData: if there is none.
-      ValueError: for an empty class folder.
+      ValueError: if not one can be used.
     """
-    found: dict[str, ClassSet] = {}
+    places: dict[str, Callable[[], ClassSet]] = {}
     for path in _folders(data_dir):
-        if (made := _from_folder(path)) is not None:
-            found.setdefault(made.name, made)
+        if _labelled(path, _TEST) is not None:
+            places.setdefault(path.name, functools.partial(_from_folder, path, train))
     for path in sorted([*data_dir.glob("*.tar"), *data_dir.glob("classification/*.tar")]):
         name = re.split(r"[_.-]", path.stem)[0]
-        known = _prompt_key(name) or path.parent.name == "classification"
-        if known and name not in found and (made := _from_tar(name, path)) is not None:
-            found[name] = made
-    for name in _prepared(data_dir / "tfds"):
-        found.setdefault(name, _from_tfds(name, data_dir / "tfds"))
-    if not found:
+        if _prompt_key(name) or path.parent.name == "classification":
+            places.setdefault(name, functools.partial(_from_tar, name, path, train))
+    for name, path in _prepared(data_dir / "tfds").items():
+        places.setdefault(name, functools.partial(_from_tfds, name, path, train))
+    if not places:
         raise MissingData(
             "no labelled images: expected imagenet/val/CLASS/, classification/NAME/test/CLASS/, "
             f"cifar10*.tar or tfds/NAME in {data_dir}"
         )
-    return list(found.values())
+    found = [_usable(name, make) for name, make in places.items()]
+    if all(data.problem for data in found):
+        raise ValueError("; ".join(data.problem for data in found))
+    return found
+
+
+def _usable(name: str, make: Callable[[], ClassSet]) -> ClassSet:
+    try:
+        return make()
+    except ValueError as error:
+        return ClassSet(name, (), (), "", (), problem=" ".join(str(error).split()))
 
 
 @functools.cache
@@ -151,27 +172,37 @@ def _folders(data_dir: Path) -> Iterator[Path]:
         yield from sorted(p for p in (data_dir / "classification").iterdir() if p.is_dir())
 
 
-def _from_folder(path: Path) -> ClassSet | None:
-    splits = [
-        next((path / name for name in names if (path / name).is_dir()), None)
-        for names in (_TEST, _TRAIN)
-    ]
-    if splits[0] is None:
-        return None
-    test, train = (class_folders(split) if split else {} for split in splits)
-    images = [{c: [file_image(p) for p in found] for c, found in s.items()} for s in (test, train)]
+def _labelled(path: Path, splits: Sequence[str]) -> Path | None:
+    """The first of the splits that has folders, as a test split without labels has none."""
+    for split in splits:
+        if any(entry.is_dir() for entry in _entries(path / split)):
+            return path / split
+    if splits == _TEST and not any((path / name).is_dir() for name in (*_TEST, *_TRAIN)):
+        # No splits: its folders are the classes.
+        return path if any(entry.is_dir() for entry in _entries(path)) else None
+    return None
+
+
+def _entries(path: Path) -> Iterator[Path]:
+    return path.iterdir() if path.is_dir() else iter(())
+
+
+def _from_folder(path: Path, train: bool) -> ClassSet:
+    splits = [_labelled(path, _TEST), _labelled(path, _TRAIN) if train else None]
+    folders = [class_folders(split) if split else {} for split in splits]
+    images = [{c: [file_image(p) for p in found] for c, found in s.items()} for s in folders]
     return _class_set(path.name, *images)
 
 
-def _from_tar(name: str, path: Path) -> ClassSet | None:
+def _from_tar(name: str, path: Path, train: bool) -> ClassSet:
     tar = Tar(path)
-    test, train = (
+    members = [
         next(filter(None, (class_tar(tar, prefix) for prefix in prefixes)), {})
-        for prefixes in (_TEST, _TRAIN)
-    )
-    if not test:
-        return None
-    images = [{c: [tar.image(n) for n in found] for c, found in s.items()} for s in (test, train)]
+        for prefixes in (_TEST, _TRAIN if train else ())
+    ]
+    if not members[0]:
+        raise ValueError(f"{path} has no members test/CLASS/FILE")
+    images = [{c: [tar.image(n) for n in found] for c, found in s.items()} for s in members]
     return _class_set(name, *images)
 
 
@@ -191,48 +222,59 @@ def _class_set(name: str, test: dict, train: dict) -> ClassSet:
     )
 
 
-def _prepared(folder: Path) -> list[str]:
-    """Names of the data sets that TFDS has prepared in a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted({info.relative_to(folder).parts[0] for info in folder.rglob("features.json")})
+def _prepared(folder: Path) -> dict[str, Path]:
+    """NAME or NAME/CONFIG -> folder of the newest version that TFDS has prepared."""
+
+    def version(path: Path) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", path.parent.name)]
+
+    infos = sorted(folder.glob("**/dataset_info.json"), key=version)
+    found = {"/".join(path.relative_to(folder).parts[:-2]): path.parent for path in infos}
+    return {name: found[name] for name in sorted(found) if name}
 
 
-def _from_tfds(name: str, folder: Path) -> ClassSet:
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    with contextlib.suppress(RuntimeError):  # where TensorFlow is in use already
-        tf.config.set_visible_devices([], "GPU")
-    try:
-        builder = tfds.builder(name, data_dir=str(folder), try_gcs=False)
-        labels = builder.info.features["label"].names
-        raw = {"image": tfds.decode.SkipDecoding()}
-        splits = {
-            part: next((s for s in names if s in builder.info.splits), None)
-            for part, names in (("test", _TEST), ("train", _TRAIN))
-        }
-        if splits["test"] is None:
-            raise ValueError(f"it has the splits {', '.join(builder.info.splits)}")
-        found = {}
-        for part, split in splits.items():
-            rows = builder.as_dataset(split=split, decoders=raw, shuffle_files=False)
-            found[part] = tuple(
-                (_held(f"{name}/{split}/{i}", bytes(row["image"])), int(row["label"]))
-                for i, row in enumerate(rows.as_numpy_iterator())
-            ) if split else ()  # fmt: skip
-    except Exception as error:  # of TFDS, which has its own for every step
+def _from_tfds(name: str, folder: Path, train: bool) -> ClassSet:
+    import_tensorflow()
+    test = _tfds_split(folder, _TEST)
+    if test is None:
         raise ValueError(
-            f"{folder / name} cannot be used as labelled images ({error}); it needs the features "
-            "image and label, and a split test or validation"
-        ) from error
-    classes, templates, source = described(name, labels)
-    return ClassSet(name, classes, templates, source, found["test"], found["train"])
+            f"{folder} cannot be used as labelled images: it needs the features image and label, "
+            f"and labels in one of the splits {', '.join(_TEST)}"
+        )
+    training = _tfds_split(folder, _TRAIN) if train else None
+    classes, templates, source = described(name.partition("/")[0], test.class_names)
+    rows = [_tfds_rows(folder, split) if split else () for split in (test, training)]
+    return ClassSet(name, classes, templates, source, *rows)
 
 
-def _held(name: str, data: bytes) -> Image:
-    """An image in memory, known by its content."""
-    return Image(name, hashlib.blake2b(data, digest_size=16).hexdigest(), lambda: data)
+def _tfds_split(folder: Path, splits: Sequence[str]) -> TfdsSource | None:
+    """The first of the splits that has labels: some test splits are published without."""
+    for split in splits:
+        try:
+            source = TfdsSource(folder, split=split)
+            if source.class_names and source[0].extra.get("label", -1) >= 0:
+                return source
+        except (ValueError, BadRecord):
+            continue
+    return None
+
+
+def _tfds_rows(folder: Path, source: TfdsSource) -> tuple[tuple[Image, int], ...]:
+    """Images that are read when they are asked for, and their classes, in one pass."""
+    changed = (folder / "dataset_info.json").stat().st_mtime_ns
+
+    def row(index: int) -> tuple[Image, int]:
+        image = Image(
+            f"{source.name}/{index}",
+            f"{folder.resolve()} {changed} {source.name} {index}",
+            lambda: source[index].image,
+        )
+        try:
+            return image, source[index].extra["label"]
+        except BadRecord:
+            return image, 0  # it cannot be read later either, and is counted and named then
+
+    return tuple(in_threads(row, range(len(source)), 256))
 
 
 def labels_of(rows: Sequence[tuple[Image, int]]) -> np.ndarray:

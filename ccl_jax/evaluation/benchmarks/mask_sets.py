@@ -49,6 +49,7 @@ class MaskSet:
       ids: label id of a mask -> class; every other id is ignored.
       images: in order.
       background: whether label id 0 is a background of no class (VOC).
+      problem: why the set cannot be used; it has no images then.
     """
 
     name: str
@@ -56,6 +57,7 @@ class MaskSet:
     ids: Mapping[int, int]
     images: tuple[Masked, ...]
     background: bool = False
+    problem: str = ""
 
     def bounded(self, count: int) -> MaskSet:
         """The same classes with at most `count` images, of those that are there."""
@@ -92,18 +94,25 @@ def _read_mask(item: Masked) -> np.ndarray:
 
 
 def find_mask_sets(data_dir: Path) -> list[MaskSet]:
-    """Every set of masks of a data folder.
+    """Every set of masks of a data folder; a damaged tar is a set that says so.
 
     Raises:
       MissingData: if there is none.
+      ValueError: if not one can be used.
     """
     found = [made for find in (_voc, _context, _coco_stuff, _ade20k) if (made := find(data_dir))]
-    found += [_tar(path) for path in sorted(data_dir.glob("*seg*.tar"))]
+    for path in sorted(data_dir.glob("*seg*.tar")):
+        try:
+            found.append(_tar(path))
+        except ValueError as error:
+            found.append(MaskSet(path.stem, (), {}, (), problem=str(error)))
     if not found:
         raise MissingData(
             "no masks: expected voc/VOC2012, context/VOC2010, coco_stuff or ADEChallengeData2016 "
             f"in {data_dir}"
         )
+    if all(data.problem for data in found):
+        raise ValueError("; ".join(data.problem for data in found))
     return found
 
 

@@ -84,6 +84,9 @@ class Segmentation:
                 f"{self.name} is too slow for evaluations during training; take "
                 f"{PLAIN.name!r}, or tools.evaluate after it"
             )
+        for data in sets:
+            if data.problem:
+                raise ValueError(data.problem)
         return [data.bounded(max(1, count // len(sets))) for data in sets]
 
     def run(self, model: EvaluatedModel, sets: list[MaskSet]) -> BenchmarkResult:
@@ -95,8 +98,10 @@ class Segmentation:
         has_pacl = getattr(getattr(predictor, "model", None), "patch_embedder", False)
         kinds = ["patch_emb", "image_tokens"] if has_pacl else ["image_tokens"]
         metrics: dict[str, Metric] = {}
-        left_out: dict[str, list[str]] = {}
+        left_out = {data.problem: [data.name] for data in sets if data.problem}
         for data in sets:
+            if data.problem:
+                continue
             class_emb = model.classes(data.classes, TEMPLATES)
             tallies = {kind: _Tally() for kind in kinds}
             for pixels, items in _chunks(data, predictor, model.pixels, left_out):

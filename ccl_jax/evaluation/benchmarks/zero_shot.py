@@ -35,15 +35,17 @@ class ZeroShot:
 
     def bounded(self, sets: list[ClassSet], count: int) -> list[ClassSet]:
         """Some test images of each set, from all classes; no class is left out."""
-        return [data.bounded(max(1, count // len(sets))) for data in sets]
+        return _bounded(sets, count)
 
     def run(self, model: EvaluatedModel, sets: list[ClassSet]) -> BenchmarkResult:
         """Accuracy on each set; the items are the images of all."""
         metrics: dict[str, Metric] = {}
-        left_out: dict[str, list[str]] = {}
+        left_out = _problems(sets)
         settings: dict[str, str] = {}
         tables = []
         for data in sets:
+            if data.problem:
+                continue
             embedded = model.images([image for image, _ in data.test])
             kept = _readable(data.name, data.test, embedded, left_out)
             if not kept:
@@ -81,21 +83,24 @@ class Probe:
 
     def open(self, data_dir: Path) -> list[ClassSet]:
         """Labelled sets with training images; raises `MissingData` if there is none."""
-        found = [data for data in find_class_sets(data_dir) if data.train]
-        if not found:
-            raise MissingData(f"no labelled set in {data_dir} has training images")
+        found = [d for d in find_class_sets(data_dir, train=True) if d.train or d.problem]
+        if all(data.problem for data in found):
+            reasons = "".join(f"; {data.problem}" for data in found)
+            raise MissingData(f"no labelled set in {data_dir} has training images{reasons}")
         return found
 
     def bounded(self, sets: list[ClassSet], count: int) -> list[ClassSet]:
         """Some test images of each set, and as many of its training images."""
-        return [data.bounded(max(1, count // len(sets))) for data in sets]
+        return _bounded(sets, count)
 
     def run(self, model: EvaluatedModel, sets: list[ClassSet]) -> BenchmarkResult:
         """Accuracy on the test images of each set."""
         metrics: dict[str, Metric] = {}
-        left_out: dict[str, list[str]] = {}
+        left_out = _problems(sets)
         settings: dict[str, str] = {"few shots": f"mean over seeds {_SEEDS}"}
         for data in sets:
+            if data.problem:
+                continue
             parts = []
             for rows in (data.train, data.test):
                 embedded = model.images([image for image, _ in rows])
@@ -128,6 +133,18 @@ class Probe:
         return BenchmarkResult(
             self.name, metrics, None, _frozen(left_out), settings, next(iter(metrics))
         )
+
+
+def _bounded(sets: list[ClassSet], count: int) -> list[ClassSet]:
+    for data in sets:
+        if data.problem:  # one of several, which a run had better do without from its start
+            raise ValueError(data.problem)
+    return [data.bounded(max(1, count // len(sets))) for data in sets]
+
+
+def _problems(sets: list[ClassSet]) -> dict[str, list[str]]:
+    """Reason -> sets that cannot be used for it."""
+    return {data.problem: [data.name] for data in sets if data.problem}
 
 
 def _readable(name, rows, embedded: EmbeddedImages, left_out: dict[str, list[str]]) -> list[int]:

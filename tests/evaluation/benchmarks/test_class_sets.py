@@ -5,6 +5,7 @@ import pytest
 
 from ccl_jax.evaluation.benchmarks import class_sets, zero_shot
 from ccl_jax.evaluation.benchmarks.files import MissingData
+from ccl_jax.evaluation.models import EvaluatedModel
 
 
 def test_prompts_are_openais():
@@ -81,7 +82,35 @@ def test_an_empty_class_is_named(colours, run):
 def test_a_class_in_training_alone_is_named(colours):
     colours.image("classification/colours/train/white/1.png", "red")
     with pytest.raises(ValueError, match="'white' has training images but no test"):
-        zero_shot.ZERO_SHOT.open(colours.path)
+        zero_shot.LINEAR_PROBE.open(colours.path)
+    assert not zero_shot.ZERO_SHOT.open(colours.path)[0].train  # it does not look for any
+
+
+def test_one_set_that_cannot_be_used_leaves_the_others(colours, predictor):
+    (colours.path / "classification/colours/test/yellow").mkdir()
+    for number in range(2):
+        colours.image(f"classification/fine/test/red/{number}.png", "red")
+        colours.image(f"classification/fine/test/blue/{number}.png", "blue")
+    colours.text("classification/cut.tar", "no tar")
+    sets = zero_shot.ZERO_SHOT.open(colours.path)
+    found = zero_shot.ZERO_SHOT.run(EvaluatedModel("m", predictor), sets)
+    assert list(found.metrics) == ["fine/top1"] and found.metrics["fine/top1"].value == 100
+    reasons = {name: reason for reason, (name,) in found.left_out.items()}
+    assert set(reasons) == {"colours", "cut"} and "yellow holds no image" in reasons["colours"]
+    with pytest.raises(ValueError, match="yellow holds no image"):  # a run ends at its start
+        zero_shot.ZERO_SHOT.bounded(sets, 10)
+
+
+def test_any_folder_of_classes(folder, run, predictor):
+    for colour in ("red", "blue"):
+        folder.image(f"classification/plain/{colour}/deep/1.png", colour)
+    assert run(zero_shot.ZERO_SHOT, predictor).metrics["plain/top1"].value == 100
+    # A test split without labels, as ImageNet's, is no split of classes.
+    for colour in ("red", "blue"):
+        folder.image(f"imagenet/val/{colour}/1.png", colour)
+    folder.image("imagenet/test/1.png", "red")
+    names = {data.name: len(data.test) for data in class_sets.find_class_sets(folder.path)}
+    assert names == {"imagenet": 2, "plain": 2}
 
 
 def test_a_tar(folder):
@@ -95,7 +124,7 @@ def test_a_tar(folder):
         },
     )
     folder.tar("others.tar", {"test/a/1.jpg": b""})  # of no known set
-    (found,) = class_sets.find_class_sets(folder.path)
+    (found,) = class_sets.find_class_sets(folder.path, train=True)
     assert found.name == "cifar10" and found.classes == ("frog", "ship")
     assert len(found.templates) == 18
     assert (len(found.test), len(found.train)) == (4, 4)
@@ -110,30 +139,37 @@ def test_nothing_there(tmp_path, folder):
 
 
 @pytest.mark.slow
-def test_tfds_by_name(folder, tmp_path, run, predictor):
-    """A labelled set as TFDS prepares it."""
+def test_tfds_by_name(folder, run, predictor):
+    """A labelled set as TFDS prepares it: two versions, and a test split without labels."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    root = tmp_path / "made"
-    for split in ("train", "test"):
-        for colour in ("red", "blue"):
-            folder.image(f"made/hues/{split}/{colour}/1.png", colour)
-    builder = tfds.folder_dataset.ImageFolder(str(root / "hues"))
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name="hues",
-        version="1.0.0",
-        features=builder.info.features,
-        split_datasets={
-            split: builder.as_dataset(split=split, shuffle_files=False)
-            .map(lambda row: {k: row[k] for k in builder.info.features})
-            for split in ("train", "test")
-        },
-        data_dir=str(folder.path / "tfds"),
-    )  # fmt: skip
-    (found,) = class_sets.find_class_sets(folder.path)
-    assert (found.name, set(found.classes), len(found.train)) == ("hues", {"red", "blue"}, 2)
+    tfds.disable_progress_bar()
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["red", "blue"])}
+    )
+    pixels = [np.full((32, 32, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255))]
+
+    class Hues(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            splits = {"train": 4, "validation": self.count, "test": 2}
+            return {name: self._generate_examples(name, n) for name, n in splits.items()}
+
+        def _generate_examples(self, split, count):
+            for i in range(count):
+                yield i, {"image": pixels[i % 2], "label": -1 if split == "test" else i % 2}
+
+    for version, Hues.count in (("1.9.0", 2), ("1.10.0", 6)):
+        Hues.VERSION = tfds.core.Version(version)
+        Hues(data_dir=str(folder.path / "tfds")).download_and_prepare()
+    (found,) = class_sets.find_class_sets(folder.path, train=True)
+    assert (found.name, found.classes) == ("hues", ("red", "blue"))
+    assert (len(found.test), len(found.train)) == (6, 4)
+    assert "validation" in found.test[0][0].name
     assert run(zero_shot.ZERO_SHOT, predictor).metrics["hues/top1"].value == 100
 
 
 def test_cifar10_at_hand(shared):
-    (found,) = class_sets.find_class_sets(shared / "data")
+    (found,) = class_sets.find_class_sets(shared / "data", train=True)
     assert (len(found.test), len(found.train), len(found.classes)) == (1000, 3000, 10)

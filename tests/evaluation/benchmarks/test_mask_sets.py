@@ -161,6 +161,18 @@ def test_a_tar_and_a_mask_that_cannot_be_read(folder, run, fake):
         segmentation.PLAIN.open(folder.path)
 
 
+def test_a_damaged_tar_leaves_the_other_sets(folder, named, fake):
+    fill_voc(folder)
+    folder.text("my_seg.tar", "no tar")
+    sets = segmentation.PLAIN.open(folder.path)
+    found = segmentation.PLAIN.run(EvaluatedModel("m", fake.Predictor()), sets)
+    assert found.metrics["voc/patch/miou"].value == pytest.approx(100)
+    (reason,) = (reason for reason, names in found.left_out.items() if names == ("my_seg",))
+    assert "not a whole, plain tar" in reason
+    with pytest.raises(ValueError, match="not a whole, plain tar"):
+        segmentation.PLAIN.bounded(sets, 10)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(MissingData, match="no masks"):
         segmentation.PLAIN.open(tmp_path)
