@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ from absl import logging
 
 _DIGEST_BYTES = 16
 SHARD_ROWS = 4096
+# A killed process loses no more than so many seconds of rows.
+_FLUSH_SECONDS = 60.0
 
 
 def digest(*parts: str) -> bytes:
@@ -57,6 +60,7 @@ class EmbeddingCache:
         self._folder = None if folder is None else Path(folder) / model
         self._rows: dict[str, dict[bytes, np.ndarray]] = {}
         self._waiting: dict[str, list[bytes]] = {}
+        self._flushed = time.monotonic()
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ class EmbeddingCache:
         return [known.get(key) for key in digests]
 
     def put(self, kind: str, digests: Sequence[bytes], rows: np.ndarray) -> None:
-        """Keeps rows (n, d); full shards go to disk at once, the rest with `flush`."""
+        """Keeps rows (n, d); full shards go to disk at once, the rest each minute and by flush."""
         known, waiting = self._of(kind), self._waiting.setdefault(kind, [])
         for key, row in zip(digests, np.asarray(rows, np.float32), strict=True):
             known[key] = row
@@ -89,6 +93,8 @@ class EmbeddingCache:
         while len(waiting) >= SHARD_ROWS:
             self._write(kind, waiting[:SHARD_ROWS])
             del waiting[:SHARD_ROWS]
+        if time.monotonic() - self._flushed >= _FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Writes every row that is not on disk yet."""
@@ -96,6 +102,7 @@ class EmbeddingCache:
             if waiting:
                 self._write(kind, waiting)
                 waiting.clear()
+        self._flushed = time.monotonic()
 
     def _of(self, kind: str) -> dict[bytes, np.ndarray]:
         if kind not in self._rows:

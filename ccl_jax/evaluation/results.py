@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +185,22 @@ class SuiteResult:
             }
             for model in self.models
         }
+
+
+def told_once(by_model: Mapping[str, Sequence[T]]) -> list[tuple[T, str]]:
+    """What several models have to say, each thing once.
+
+    Args:
+      by_model: model -> hashable things.
+
+    Returns:
+      (thing, "") of all models, (thing, " (MODEL, ...)") of some.
+    """
+    found: dict[T, list[str]] = {}
+    for model, things in by_model.items():
+        for thing in things:
+            found.setdefault(thing, []).append(model)
+    return [
+        (thing, "" if len(whose) == len(by_model) else f" ({', '.join(whose)})")
+        for thing, whose in found.items()
+    ]

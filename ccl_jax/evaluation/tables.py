@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ccl_jax.evaluation import statistics
 from ccl_jax.evaluation.report import markdown_row
-from ccl_jax.evaluation.results import BenchmarkResult, Items, SuiteResult
+from ccl_jax.evaluation.results import BenchmarkResult, Items, SuiteResult, told_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,7 @@ def _csv_rows(rows: list[Row]) -> Iterable[list[Any]]:
 
 
 def _item_rows(by_model: dict[str, BenchmarkResult]) -> Iterable[list[Any]]:
-    """One row an item that every model has: what it is, then outcomes and margin by model."""
+    """One row an item that every model has: what it is, then each model's outcomes and scores."""
     tables: dict[str, Items] = {model: found.items for model, found in by_model.items()}
     place = {model: {k: i for i, k in enumerate(t.keys)} for model, t in tables.items()}
     first = next(iter(tables.values()))
@@ -224,7 +226,7 @@ def _item_rows(by_model: dict[str, BenchmarkResult]) -> Iterable[list[Any]]:
     outcomes = list(first.outcomes)
     yield [
         "key", "group", "images", *(f"text_{i}" for i in range(texts)),
-        *(f"{model}: {name}" for model in tables for name in (*outcomes, "margin")),
+        *(f"{model}: {name}" for model in tables for name in (*outcomes, "margin", "scores")),
     ]  # fmt: skip
     for i, key in enumerate(first.keys):
         if not all(key in places for places in place.values()):
@@ -235,7 +237,22 @@ def _item_rows(by_model: dict[str, BenchmarkResult]) -> Iterable[list[Any]]:
             j = place[model][key]
             line += [f"{float(table.outcomes[name][j]):g}" for name in outcomes]
             line.append(f"{float(table.margin[j]):.6g}")
+            line.append(scores_to_text(table.scores[j]))
         yield line
+
+
+def scores_to_text(scores: np.ndarray) -> str:
+    """Scores of an item as text, images by semicolon: (2, 2) is "0.1 0.2; 0.3 0.4"."""
+    return "; ".join(" ".join(f"{x:.5g}" for x in row) for row in np.atleast_2d(scores))
+
+
+def scores_from_text(text: str) -> np.ndarray:
+    """What `scores_to_text` wrote, f32 (images, texts).
+
+    Raises:
+      ValueError: for another text.
+    """
+    return np.array([row.split() for row in text.split(";")], np.float32)
 
 
 def _write_csv(path: Path, rows: Iterable[list[Any]]) -> None:
@@ -272,8 +289,9 @@ def to_markdown(result: SuiteResult, rows: list[Row]) -> str:
     lines += ["", "## Settings", "", "| setting | value |", "|---|---|"]
     lines += [markdown_row([name, value]) for name, value in result.settings.items()]
     for benchmark, by_model in result.results.items():
-        for name, value in next(iter(by_model.values())).settings.items():
-            lines.append(markdown_row([f"{benchmark}: {name}", str(value)]))
+        settings = {model: list(found.settings.items()) for model, found in by_model.items()}
+        for (name, value), whose in told_once(settings):
+            lines.append(markdown_row([f"{benchmark}: {name}{whose}", str(value)]))
     return "\n".join(lines) + "\n"
 
 
@@ -307,7 +325,8 @@ def _with_ends(ends, form: str, value: float) -> str:
 def _left_out(result: SuiteResult) -> list[str]:
     lines = []
     for benchmark, by_model in result.results.items():
-        for reason, names in next(iter(by_model.values())).left_out.items():
+        reasons = {model: list(found.left_out.items()) for model, found in by_model.items()}
+        for (reason, names), whose in told_once(reasons):
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            lines.append(f"- {benchmark}: {len(names):,} x {reason}: {some}")
+            lines.append(f"- {benchmark}: {len(names):,} x {reason}: {some}{whose}")
     return lines

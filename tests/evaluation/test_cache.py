@@ -41,6 +41,18 @@ def test_full_shards_are_on_disk_before_the_end(tmp_path, keys, rows, monkeypatc
     assert len(list((tmp_path / "model" / "image").iterdir())) == 2
 
 
+def test_rows_of_a_minute_are_on_disk(tmp_path, keys, rows, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(caches.time, "monotonic", lambda: now[0])
+    cache = EmbeddingCache(tmp_path, "model")
+    for index, seconds in enumerate((10, 59, 61, 80, 120, 122)):
+        now[0] = seconds
+        cache.put("image", keys[index : index + 1], rows[index : index + 1])
+    # It is never flushed: rows are written after 61 and 122 seconds.
+    assert EmbeddingCache(tmp_path, "model").missing("image", keys) == [6]
+    assert len(list((tmp_path / "model" / "image").iterdir())) == 2
+
+
 def test_two_writers_share_a_folder(tmp_path, keys, rows):
     one, two = EmbeddingCache(tmp_path, "model"), EmbeddingCache(tmp_path, "model")
     one.put("image", keys[:5], rows[:5])

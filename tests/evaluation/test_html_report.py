@@ -134,6 +134,7 @@ def test_table_holds_the_numbers_of_the_tables(report, rows):
     assert f"[{cell.interval.low:.1f}, {cell.interval.high:.1f}]" in page.text
     assert f"{cell.comparison.difference:+.1f} ▲" in page.text and cell.p_holm < 0.05
     assert "50 %" in page.text and "60 / 120" in page.text  # coverage
+    assert '<small class="partial">60 of 120 items</small>' in source
     assert source.count('data-significant="1"') >= 1
     assert "gone: expected" in page.text and "2 x missing image" in page.text
 
@@ -227,6 +228,10 @@ def test_from_files(result, rows, run, tmp_path):
     of_memory = [one for one in failures.hardest(result, 5) if one.benchmark == "first"]
     assert [one.key for one in of_files] == [one.key for one in of_memory]
     assert of_files[0].texts == of_memory[0].texts
+    for one, other in zip(of_files, of_memory, strict=True):
+        for read, kept in zip(one.verdicts, other.verdicts, strict=True):
+            np.testing.assert_allclose(read.scores, kept.scores, rtol=1e-4)
+    assert "text, the right one first" in page.text and "0.250" in page.text
 
 
 def test_images_are_found_again(result, rows, fake, tmp_path):

@@ -150,9 +150,34 @@ def test_tables(models, coins, tmp_path):
         items = list(csv.DictReader(file))
     assert len(items) == 200 and items[0]["text_0"] == "right, text"
     assert [float(row["a: right"]) for row in items] == coins.outcomes["a"].astype(float).tolist()
+    assert items[0]["a: scores"] == "0 0"
     text = (tmp_path / "out/results.md").read_text()
     assert "| accuracy | 200 / 202 | 50.0 |" in text and "*, p = 0.001 |" in text
     assert "2 x missing image: item x (x.jpg)" in text
+
+
+def test_scores_as_text():
+    for scores in ([[0.25, -0.125]], [[0.25, -0.5, 3.0], [0.0, 1.0, -1e-4]], [7.0]):
+        text = tables.scores_to_text(np.array(scores, np.float32))
+        np.testing.assert_allclose(tables.scores_from_text(text), np.atleast_2d(scores), rtol=1e-4)
+    with pytest.raises(ValueError):
+        tables.scores_from_text("0.1 x")
+
+
+def test_what_differs_between_models_says_whose_it_is(models, coins, tmp_path):
+    def run_coins(model, data):
+        found = Coins.run(coins, model, data)
+        left_out = {**found.left_out, "cut": ("item z",)} if model.name == "b" else found.left_out
+        settings = {"split": "test", "ties": model.name}
+        return dataclasses.replace(found, settings=settings, left_out=left_out)
+
+    coins.run = run_coins
+    result, _ = run(models, tmp_path, coins)
+    text = tables.to_markdown(result, tables.rows_of(result, resamples=50, permutations=9))
+    assert "| coins: ties (a) | a |" in text and "| coins: ties (b) | b |" in text
+    assert "| coins: split | test |" in text and text.count("coins: split") == 1
+    assert "- coins: 1 x cut: item z (b)" in text
+    assert text.count("2 x missing image: item x (x.jpg), item y (y.jpg)\n") == 1
 
 
 def test_other_items_are_not_compared(models, coins, tmp_path):

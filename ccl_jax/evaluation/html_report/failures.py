@@ -20,6 +20,7 @@ from ccl_jax.data.records import BadRecord
 from ccl_jax.evaluation.heatmaps import overlay, phrase_maps
 from ccl_jax.evaluation.models import EvaluatedModel
 from ccl_jax.evaluation.results import BenchmarkResult, Image, SuiteResult
+from ccl_jax.evaluation.tables import scores_from_text
 
 MAX_IMAGES = 4
 """Images of an item that are shown."""
@@ -193,7 +194,8 @@ def _failure(row: Mapping[str, str], benchmark: str, headline: str) -> Failure:
         prefix = f"{model}: "
         outcomes = [n.removeprefix(prefix) for n in row if n.startswith(prefix)]
         value = float(row[prefix + deciding_outcome(outcomes, headline)])
-        verdicts.append(Verdict(model, value != 0, float(row[prefix + "margin"])))
+        margin, scores = float(row[prefix + "margin"]), scores_from_text(row[prefix + "scores"])
+        verdicts.append(Verdict(model, value != 0, margin, scores))
     texts = tuple(row[name] for name in row if name.startswith("text_") and row[name])
     return Failure(benchmark, row["key"], (row["images"],), texts, tuple(verdicts))
 

@@ -18,6 +18,7 @@ from ccl_jax.evaluation.plots import (
     line_chart,
     radar_chart,
 )
+from ccl_jax.evaluation.results import told_once
 
 Ranks = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
@@ -131,6 +132,7 @@ def _row(benchmark, metric, values, headline, models) -> dict[str, Any]:
         "coverage": "" if not total else f"{_floor_percent(items, total)} %",
         "coverage_sort": "" if not total else items / total,
         "evaluated": "" if not total else f"{items:,} / {total:,}",
+        "partial": f"{items:,} of {total:,} items" if total and items < total else "",
     }
 
 
@@ -241,32 +243,26 @@ def _metric_curves(benchmark: Mapping[str, Any], model: str) -> dict[str, dict[i
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:
-    lines: dict[str, list[str]] = {}
+    lines = {model: [] for model in results["models"]}
     for benchmark, values in results["benchmarks"].items():
         for model, reasons in values.get("left_out", {}).items():
             for reason, names in reasons.items():
                 some = ", ".join(names[:_NAMES_SHOWN])
                 more = ", ... (results.json has all)" if len(names) > _NAMES_SHOWN else ""
-                line = f"{benchmark}: {len(names):,} x {reason}: {some}{more}"
-                lines.setdefault(line, []).append(model)
-    every = len(results["models"])
-    return [
-        line if len(whose) == every else f"{line} ({', '.join(whose)})"
-        for line, whose in lines.items()
-    ]
+                lines[model].append(f"{benchmark}: {len(names):,} x {reason}: {some}{more}")
+    return [f"{line}{whose}" for line, whose in told_once(lines)]
 
 
 def _settings(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [(name, str(value)) for name, value in results.get("settings", {}).items()]
     for benchmark, values in results["benchmarks"].items():
-        found: dict[tuple[str, str], list[str]] = {}
-        for model, settings in values.get("settings", {}).items():
-            for name, value in settings.items():
-                found.setdefault((name, str(value)), []).append(model)
-        whole = len(values.get("settings", {}))
-        for (name, value), whose in found.items():
-            of = "" if len(whose) == whole else f" ({', '.join(whose)})"
-            rows.append((f"{benchmark}: {name}{of}", value))
+        settings = {
+            model: [(name, str(value)) for name, value in found.items()]
+            for model, found in values.get("settings", {}).items()
+        }
+        rows += [
+            (f"{benchmark}: {name}{whose}", value) for (name, value), whose in told_once(settings)
+        ]
     return rows
 
 
@@ -281,7 +277,7 @@ def _card(failure: Failure, number: int, pictures: Pictures) -> dict[str, Any]:
     return {
         "benchmark": failure.benchmark,
         "key": failure.key,
-        "heading": "text" if columns else "texts, the right one first",
+        "heading": _heading(failure, bool(columns)),
         "text": " ".join([failure.key, *texts]).lower(),
         "wrong": [v.model for v in failure.verdicts if not v.right],
         "right": [v.model for v in failure.verdicts if v.right],
@@ -306,6 +302,12 @@ def _card(failure: Failure, number: int, pictures: Pictures) -> dict[str, Any]:
         ],
         "maps": [{"name": name, "source": at} for name, at in pictures.maps.get(number, [])],
     }
+
+
+def _heading(failure: Failure, scored: bool) -> str:
+    if len(failure.image_names) > 1:  # each has a right text
+        return "text" if scored else "texts"
+    return "text, the right one first" if scored else "texts, the right one first"
 
 
 def _scores(failure: Failure) -> tuple[list[str], list[list[str]]]:
