@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import socket
@@ -95,7 +97,7 @@ def serve(demo: Demo, at: socket.socket, ready: Callable[[], None] = lambda: Non
         signal.signal(number, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="ccl_jax_demo_") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = fastapi.FastAPI(openapi_url=None)
+        app = fastapi.FastAPI(openapi_url=None, lifespan=_starting(ready))
 
         @app.middleware("http")
         async def _add_policy(request: fastapi.Request, call_next):
@@ -119,16 +121,13 @@ def serve(demo: Demo, at: socket.socket, ready: Callable[[], None] = lambda: Non
             theme=_theme(),
             css=_CSS,
         )
-        app.router.on_startup.append(ready)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[at])
 
 
 def build(demo: Demo) -> gradio.Blocks:
-    """Lays the page out: the request on the left or top, the answers below it."""
+    """Lays the page out: the request on top, the answers below it."""
     import gradio as gr
 
-    limits = demo.limits
-    offered = [k for k in MAPS if k != "pacl" or any(map(has_pacl, demo.models.values()))]
     with gr.Blocks(
         title="ccl_jax demo",
         analytics_enabled=False,
@@ -138,102 +137,130 @@ def build(demo: Demo) -> gradio.Blocks:
         gr.Markdown(f"# What {' and '.join(map(_code, demo.models))} see")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280):
-                image = gr.Image(
-                    label=f"Image (up to {limits.file_bytes / 2**20:g} MB, "
-                    f"{limits.pixels / 1e6:g} megapixels)",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=320,
-                    elem_id="image",
-                )
-                image.async_move_resource_to_block_cache = _uploads_only(image)
+                image = _image_field(demo)
             with gr.Column(min_width=280):
-                phrases = gr.Textbox(
-                    label=f"Phrases, by semicolon or line (up to {limits.phrases})",
-                    placeholder="a red cup; the dog",
-                    lines=3,
-                    elem_id="phrases",
-                )
-                kinds = gr.CheckboxGroup(
-                    [(demo_html.TITLES[kind], kind) for kind in MAPS],
-                    value=offered,
-                    label="Maps (all if none is chosen)",
-                    elem_id="maps",
-                )
-                sharpness = gr.Slider(
-                    1,
-                    100,
-                    value=DEFAULT_SHARPNESS,
-                    step=1,
-                    label="Sharpness of the attention",
-                    info="1 as in the CCL loss; the larger, the more the best patches stand out",
-                    elem_id="sharpness",
-                )
+                phrases, kinds, sharpness = _phrase_fields(demo)
         with gr.Accordion("Zero-shot labels", open=True, elem_id="zero-shot"):
-            with gr.Row(equal_height=False):
-                classes = gr.Textbox(
-                    label="Class names, by line, semicolon or comma",
-                    placeholder="cat, dog, bird",
-                    lines=3,
-                    max_lines=6,
-                    min_width=280,
-                    elem_id="classes",
-                )
-                with gr.Column(min_width=280):
-                    templates = gr.Dropdown(
-                        [*TEMPLATES, *((_described(name), name) for name in prompts())],
-                        value=TEMPLATES[0],
-                        label="Prompts",
-                        info="Choose, or type one with {} for the class name",
-                        allow_custom_value=True,
-                        elem_id="templates",
-                    )
-                    known = gr.Dropdown(
-                        list(prompts()),
-                        value=None,
-                        label="Fill in class names of",
-                        elem_id="known",
-                    )
+            classes, templates = _label_fields()
         button = gr.Button("Show", variant="primary", elem_id="show")
         answers = gr.HTML(elem_id="answers", min_height=40, padding=False)
-
-        def show(image, phrases, kinds, sharpness, classes, templates):
-            try:
-                return demo_html.answers_html(
-                    demo.answer(
-                        (image or {}).get("path"),
-                        phrases or "",
-                        classes=classes or "",
-                        templates=templates or "",
-                        kinds=kinds or (),
-                        sharpness=float(sharpness),
-                    )
-                )
-            except ValueError as error:
-                return demo_html.error_html(str(error))
-            except Exception:
-                # The page stays up for the next visitor, whatever this request has met.
-                logging.exception("A request to the demo page failed")
-                return demo_html.error_html("this went wrong; the server's log says why")
-
         gr.on(
             [button.click, phrases.submit],
-            show,
+            functools.partial(_show, demo),
             [image, phrases, kinds, sharpness, classes, templates],
             answers,
             concurrency_limit=1,
             api_visibility="private",
-            # What is no image is told by `show`; Gradio would open it before that, without limits.
+            # What is no image is told by `_show`; Gradio would open it before that, without limits.
             preprocess=False,
         )
-        known.input(
-            lambda name: "\n".join(prompts()[name]["classes"]) if name in prompts() else "",
-            known,
-            classes,
-            api_visibility="private",
-        )
     return page
+
+
+def _show(demo: Demo, image, phrases, kinds, sharpness, classes, templates) -> str:
+    """The answers to a request, or what was wrong with it, as HTML."""
+    try:
+        answers = demo.answer(
+            (image or {}).get("path"),
+            phrases or "",
+            classes=classes or "",
+            templates=templates or "",
+            kinds=kinds or (),
+            sharpness=float(sharpness),
+        )
+        return demo_html.answers_html(answers)
+    except ValueError as error:
+        return demo_html.error_html(str(error))
+    except Exception:
+        # The page stays up for the next visitor, whatever this request has met.
+        logging.exception("A request to the demo page failed")
+        return demo_html.error_html("this went wrong; the server's log says why")
+
+
+def _image_field(demo: Demo):
+    import gradio as gr
+
+    limits = demo.limits
+    image = gr.Image(
+        label=f"Image (up to {limits.file_bytes / 2**20:g} MB, {limits.pixels / 1e6:g} megapixels)",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        height=320,
+        elem_id="image",
+    )
+    image.async_move_resource_to_block_cache = _uploads_only(image)
+    return image
+
+
+def _phrase_fields(demo: Demo):
+    import gradio as gr
+
+    offered = [k for k in MAPS if k != "pacl" or any(map(has_pacl, demo.models.values()))]
+    phrases = gr.Textbox(
+        label=f"Phrases, by semicolon or line (up to {demo.limits.phrases})",
+        placeholder="a red cup; the dog",
+        lines=3,
+        elem_id="phrases",
+    )
+    kinds = gr.CheckboxGroup(
+        [(demo_html.TITLES[kind], kind) for kind in MAPS],
+        value=offered,
+        label="Maps (all if none is chosen)",
+        elem_id="maps",
+    )
+    sharpness = gr.Slider(
+        1,
+        100,
+        value=DEFAULT_SHARPNESS,
+        step=1,
+        label="Sharpness of the attention",
+        info="1 as in the CCL loss; the larger, the more the best patches stand out",
+        elem_id="sharpness",
+    )
+    return phrases, kinds, sharpness
+
+
+def _label_fields():
+    import gradio as gr
+
+    with gr.Row(equal_height=False):
+        classes = gr.Textbox(
+            label="Class names, by line, semicolon or comma",
+            placeholder="cat, dog, bird",
+            lines=3,
+            max_lines=6,
+            min_width=280,
+            elem_id="classes",
+        )
+        with gr.Column(min_width=280):
+            templates = gr.Dropdown(
+                [*TEMPLATES, *((_described(name), name) for name in prompts())],
+                value=TEMPLATES[0],
+                label="Prompts",
+                info="Choose, or type one with {} for the class name",
+                allow_custom_value=True,
+                elem_id="templates",
+            )
+            known = gr.Dropdown(
+                list(prompts()), value=None, label="Fill in class names of", elem_id="known"
+            )
+    known.input(
+        lambda name: "\n".join(prompts()[name]["classes"]) if name in prompts() else "",
+        known,
+        classes,
+        api_visibility="private",
+    )
+    return classes, templates
+
+
+def _starting(ready: Callable[[], None]) -> Callable:
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        ready()
+        yield
+
+    return lifespan
 
 
 def _theme() -> gradio.Theme:

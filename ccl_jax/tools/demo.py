@@ -6,6 +6,7 @@ A and B are workdirs, Hugging Face or OpenCLIP folders, or hub names; two are sh
 The page asks nothing of the network. Needs `pip install "ccl_jax[demo]"`. docs/demo.md says more.
 """
 
+import functools
 import os
 import sys
 
@@ -42,8 +43,8 @@ def _main(argv: list[str]) -> None:
             phrases=_PHRASES.value,
             prompts=_PROMPTS.value,
         )
-        demo_page.require_gradio()
         listening = demo_page.bind(_HOST.value, _PORT.value)
+        demo_page.require_gradio()
         from ccl_jax.training import serving
 
         each = (tokenizers * len(names))[: len(names)] or [None] * len(names)
@@ -57,7 +58,7 @@ def _main(argv: list[str]) -> None:
         sys.exit(f"ccl_jax: {' '.join(str(error).split())}")
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    tell = lambda: print(f"The page is at {address} (Ctrl+C ends it)", flush=True)  # noqa: E731
+    tell = functools.partial(print, f"The page is at {address} (Ctrl+C ends it)", flush=True)
     demo_page.serve(shown, listening, tell)
 
 

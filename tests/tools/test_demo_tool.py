@@ -251,7 +251,10 @@ def test_an_address_is_not_fetched(server):
     address, log = server
     image = {"path": "https://example.org/x.png", "meta": {"_type": "gradio.FileData"}}
     data = [image, "a", [], 20, "", "{}"]
-    body = json.dumps({"data": data, "fn_index": 0, "session_hash": "one"}).encode()
+    with urllib.request.urlopen(f"{address}config", timeout=30) as response:
+        functions = json.load(response)["dependencies"]
+    number = next(one["id"] for one in functions if len(one["inputs"]) == len(data))
+    body = json.dumps({"data": data, "fn_index": number, "session_hash": "one"}).encode()
     headers = {"Content-Type": "application/json"}
     post = urllib.request.Request(f"{address}gradio_api/queue/join", body, headers)
     with urllib.request.urlopen(post, timeout=30) as response:
