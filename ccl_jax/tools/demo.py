@@ -16,8 +16,8 @@ _MODEL = flags.DEFINE_multi_string("model", [], "Workdir, folder or hub name; on
 _TOKENIZER = flags.DEFINE_multi_string("tokenizer", [], "In place of the models' own: one or each.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "0.0.0.0 opens the page to the whole network.")
 _PORT = flags.DEFINE_integer("port", 7860, "0 for any that is free.", 0, 65535)
-_MEGABYTES = flags.DEFINE_float("max_mb", 20, "Of an image file.")
-_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 50, "Of an image.")
+_MEGABYTES = flags.DEFINE_float("max_mb", 20, "Of an image file.", 0, 1e6)
+_MEGAPIXELS = flags.DEFINE_float("max_megapixels", 50, "Of an image.", 0, 1e6)
 _PHRASES = flags.DEFINE_integer("max_phrases", 20, "In one request.")
 _PROMPTS = flags.DEFINE_integer("max_prompts", 2000, "Class names times templates in one request.")
 
