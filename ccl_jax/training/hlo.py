@@ -270,15 +270,19 @@ def walk(
             yield from walk(module, _attribute(instruction, "body"), inside, fusions)
         elif instruction.opcode != "fusion" or fusions:
             for inner in called(instruction):
-                if inner in module.computations and not _goes_on(module, inner):
-                    yield from walk(module, inner, times, fusions)
+                if inner not in module.computations:
+                    continue
+                again = _goes_on(module, inner)
+                for found in walk(module, inner, times, fusions):
+                    if not (again and _kind(found[1])):
+                        yield found
 
 
 def _goes_on(module: Module, name: str) -> bool:
-    """Whether a fusion of the TPU compiler only continues what another one has started.
+    """Whether a fusion of the TPU compiler repeats the message that another one has started.
 
-    It writes an operation that runs beside others as a fusion that starts it, fusions of
-    those others that repeat its line, and one that ends it.
+    It writes a message that goes on beside other work as a fusion that starts it, fusions of
+    that work that repeat its line, and one that ends it.
     """
     inside = module.computations[name].values()
     return name.startswith("async_collective_fusion") or any(

@@ -1,0 +1,135 @@
+"""Tables of dry runs: the training step compiled for TPU slices that are not there.
+
+    python benchmarks/dry_runs.py recipes --results recipes.jsonl    # the recipes, on large slices
+    python benchmarks/dry_runs.py scaling --results scaling.jsonl    # sizes, batches and layouts
+    python benchmarks/dry_runs.py checks --results checks.jsonl      # what the tables rest on
+
+Needs the extra `tpu`, no TPU. A case takes one to several minutes and some GB of memory in a
+process of its own, one after the other; what --results holds is not compiled again, so that a
+run which was killed goes on where it was. --show compiles nothing. `init_from` is not read.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from dry_runs_cases import TABLES, Case
+
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def compile_case(case: Case) -> dict:
+    """Compiles it, in this process; what there is to know as plain JSON values."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    sys.path.insert(0, str(_FOLDER.parent))
+    from ccl_jax.models.presets import build_model
+    from ccl_jax.training import dry_run, flops, hlo
+
+    config = case.config()
+    start = time.process_time()
+    found = dry_run.dry_run(config, case.topology)
+    model = build_model(config.model.to_dict(), eot_id=1)
+    messages = sorted(found.collectives, key=lambda one: -one.received)[:12]
+    return {
+        "case": case.key,
+        "devices": found.devices,
+        "images": config.data.batch_size,
+        "memory": found.memory,
+        "needed": found.total_bytes,
+        "fits": found.fits,
+        "refusal": found.refusal,
+        "state": found.state,
+        "flops": found.flops,
+        "flops_needed": flops.model_flops(config, model) / found.devices,
+        "memory_traffic": found.memory_traffic,
+        "received": hlo.received(found.collectives),
+        "seconds": found.seconds,
+        "messages": [one._asdict() | {"received": one.received} for one in messages],
+        "compile_cpu_seconds": time.process_time() - start,
+    }
+
+
+def read(path: pathlib.Path) -> dict[str, dict]:
+    """Results by the key of their case; a line that a kill cut off does not count."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[row["case"]] = row
+    return found
+
+
+def run(cases: list[Case], path: pathlib.Path) -> None:
+    """Compiles the cases that have no result yet, and appends a line for each."""
+    for number, case in enumerate(cases):
+        if case.key in read(path):
+            continue
+        print(f"{number + 1} of {len(cases)}: {case.key}", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, "one", "--case", json.dumps(case._asdict())]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(f"failed: {case.key}", file=sys.stderr, flush=True)
+            continue
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"\n{done.stdout.splitlines()[-1]}\n")
+
+
+def table(cases: list[Case], results: dict[str, dict]) -> str:
+    """A Markdown table of the cases that have a result."""
+    lines = [
+        "| config | slice | images | state GB | arguments GB | temporaries GB | needed GB | fits "
+        "| TFLOP | needed TFLOP | received GB | memory GB | compute ms | memory ms | links ms |",
+        "|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case in cases:
+        if not (row := results.get(case.key)):
+            continue
+        begin = f"| {case.title} | {case.topology} | {row['images']:,} | {row['state'] / 1e9:.2f} |"
+        if row["refusal"]:
+            lines.append(f"{begin} | | | no: {row['refusal']} |" + " |" * 7)
+            continue
+        memory, seconds = row["memory"], row["seconds"]
+        cells = [
+            f"{memory['arguments'] / 1e9:.2f}",
+            f"{memory['temporaries'] / 1e9:.2f}",
+            f"{row['needed'] / 1e9:.2f}",
+            "yes" if row["fits"] else "no",
+            f"{row['flops'] / 1e12:.2f}",
+            f"{row['flops_needed'] / 1e12:.2f}",
+            f"{sum(row['received'].values()) / 1e9:.2f}",
+            f"{row['memory_traffic'] / 1e9:.1f}",
+            *(f"{1e3 * seconds[name]:.1f}" for name in ("compute", "memory", "interconnect")),
+        ]
+        lines.append(f"{begin} " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Does what the arguments say."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=[*TABLES, "one"])
+    parser.add_argument("--results", type=pathlib.Path, help="file of JSON lines")
+    parser.add_argument("--show", action="store_true", help="print what there is")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.table == "one":
+        print(json.dumps(compile_case(Case(**json.loads(options.case)))))
+        return
+    if not options.results:
+        parser.error("--results FILE is missing")
+    cases = TABLES[options.table]()
+    if not options.show:
+        run(cases, options.results)
+    print(table(cases, read(options.results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What `dry_runs.py` compiles: configs with changes, and slices."""
+
+import importlib.util
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# One block of a tower is compiled instead of all: minutes instead of a quarter of an hour.
+_SCAN = {"model.scan_layers": True}
+
+
+class Case(NamedTuple):
+    """A step to compile.
+
+    Attributes:
+      name: of a file in configs/, without the ending.
+      topology: as `dry_run.slice_devices` takes it.
+      changes: dotted field of the config -> value.
+      title: for the table.
+    """
+
+    name: str
+    topology: str
+    changes: dict[str, Any]
+    title: str
+
+    @property
+    def key(self) -> str:
+        """What results are kept by."""
+        return f"{self.name} {self.topology} {json.dumps(self.changes, sort_keys=True)}"
+
+    def config(self):
+        """The config with the changes."""
+        spec = importlib.util.spec_from_file_location(self.name, _CONFIGS / f"{self.name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+        for field, value in self.changes.items():
+            part, _, last = field.rpartition(".")
+            target = config
+            for name in part.split("."):
+                target = target[name]
+            if last not in target:
+                raise ValueError(f"configs/{self.name}.py has no field {field}")
+            target[last] = value
+        return config
+
+
+def recipes() -> list[Case]:
+    """The published recipes on 256 chips each of three kinds.
+
+    A batch of 768 does not divide over 256 devices in groups of 8 images: 2,048 does.
+    """
+    cases = []
+    for topology in ("v5e:16x16", "v5p:4x8x8", "v6e:16x16"):
+        for name, changes, title in (
+            ("ccl_siglip_b16_cc3m", {"data.batch_size": 2048}, "CCL, SigLIP B/16"),
+            ("siglip_b16", {}, "SigLIP B/16"),
+            ("ccl_siglip2_b16", {"data.batch_size": 2048}, "CCL, SigLIP 2 B/16"),
+            ("ccl_clip_b32", {"data.batch_size": 2048}, "CCL, CLIP B/32"),
+            ("pacl_clip_b16", {}, "PACL, CLIP B/16"),
+        ):
+            cases.append(Case(name, topology, changes | _SCAN, title))
+    return cases
+
+
+def _scaled(preset: str, topology: str, images: int, layout: str, **changes: Any) -> Case:
+    """CCL with 4 phrases an image; `layout` is as in "fsdp64 tensor4 dots micro4096"."""
+    fields: dict[str, Any] = _SCAN | {
+        "model.preset": preset,
+        "data.batch_size": images,
+        "data.phrases_per_image": 4.0,
+    }
+    for word in layout.split():
+        kind = word.rstrip("0123456789")
+        if kind in ("none", "dots", "full"):
+            fields["model.remat"] = kind
+        elif kind in ("fsdp", "tensor"):
+            fields[f"mesh.{kind}"] = int(word.removeprefix(kind))
+        elif kind == "micro":
+            fields["train.micro_batch"] = int(word.removeprefix(kind))
+    title = f"{preset} {layout}"
+    return Case("ccl_siglip_b16_cc3m", topology, fields | changes, title)
+
+
+def scaling() -> list[Case]:
+    """Sizes, batches and layouts."""
+    return [
+        _scaled("B/16", "v5e:16x16", 32768, "replicated dots"),
+        _scaled("B/16", "v5e:16x16", 32768, "fsdp256 dots"),
+    ]
+
+
+def checks() -> list[Case]:
+    """Loops over layers against every layer compiled."""
+    return []
+
+
+TABLES = {"recipes": recipes, "scaling": scaling, "checks": checks}
