@@ -103,6 +103,7 @@ while ((${#left[@]})); do
   # The first that fails says what the run ends with; the others only notice that it is gone.
   if ((code != 0 && result == 0)); then
     result=$code
+    ((${#left[@]})) && echo "launch/local.sh: a process ended with code $code; ending the others" >&2
     end_all
   fi
 done

@@ -130,8 +130,18 @@ def fake_python(folder, codes):
     return {"PATH": f"{folder}:{os.environ['PATH']}", "SUPERVISE_PAUSE": "0"}
 
 
-@pytest.mark.parametrize(("codes", "expected"), [((75, 75, 0), 0), ((75, 3), 3), ((1,), 1)])
-def test_the_supervisor_begins_again_only_after_a_stop(tmp_path, codes, expected):
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ((75, 75, 0), 0),
+        ((143, 0), 0),
+        ((75, 3), 3),
+        ((1,), 1),
+        ((134, 137, 75, 0), 0),
+        ((134, 134, 134, 134), 134),
+    ],
+)
+def test_the_supervisor_begins_again_after_a_stop_and_a_few_deaths(tmp_path, codes, expected):
     done = call("supervise.sh", "--config", "x", **fake_python(tmp_path / "bin", codes))
     assert done.returncode == expected
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
@@ -142,7 +152,7 @@ def test_the_exit_code_of_a_stop_is_the_same_everywhere():
     from ccl_jax.training import stopping
 
     for script in ("supervise.sh", "slurm.sbatch"):
-        assert f"readonly STOPPED={stopping.EXIT_CODE}" in (LAUNCH / script).read_text()
+        assert f"readonly STOPPED={stopping.EXIT_CODE} " in (LAUNCH / script).read_text()
 
 
 def test_the_jobset_has_a_pod_for_every_host_and_asks_for_chips():

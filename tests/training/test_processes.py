@@ -118,30 +118,63 @@ def complete(workdir):
     return [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
 
 
-def test_a_process_that_dies_takes_the_others_with_it_and_the_run_goes_on(launch, tmp_path):
+def process_id(workdir, number):
+    found = subprocess.run(
+        ["pgrep", "-f", f"workdir={workdir} .*--process_id {number}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(found.stdout.split()[0])
+
+
+def wait_for_checkpoint(process, workdir, beyond=0):
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(int(path.name) > beyond for path in complete(workdir)):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"no checkpoint beyond {beyond}: {finish(process, 5)}")
+
+
+def said_until(process, words):
+    """What a run says up to a line with `words`; then it is killed."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return said
+
+
+def test_processes_stop_together_die_together_and_go_on(launch, tmp_path):
     workdir = tmp_path / "run"
     # The log of so many steps would fill the pipe that no one reads meanwhile.
     options = ("--config.train.steps=100000", "--config.train.log_every=100000")
     process = launch(2, workdir, *options, bare=True)
-    deadline = time.monotonic() + 240
-    while not complete(workdir) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    found = subprocess.run(
-        ["pgrep", "-f", f"workdir={workdir} .*--process_id 1"], capture_output=True, text=True
-    )
-    assert complete(workdir) and found.stdout, finish(process, 5)
-    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    wait_for_checkpoint(process, workdir)
+    # Told to one of them, both save after the same step.
+    os.kill(process_id(workdir, 1), signal.SIGTERM)
+    output = finish(process, 120)
+    assert process.returncode == 75, output
+    told = [line for line in output.splitlines() if "told to stop; saved at step" in line]
+    assert len(told) == 1, output
+    stopped = max(int(path.name) for path in complete(workdir))
+    assert f"saved at step {stopped:,};" in told[0]
+
+    process = launch(2, workdir, *options, bare=True)
+    wait_for_checkpoint(process, workdir, beyond=stopped)
+    os.kill(process_id(workdir, 1), signal.SIGKILL)
     killed = time.monotonic()
-    finish(process, 90)
+    output = finish(process, 90)
     assert time.monotonic() - killed < 60
-    assert process.returncode != 0
+    assert process.returncode not in (0, 75)
+    assert f"continuing at step {stopped:,}" in output
+
+    last = max(int(path.name) for path in complete(workdir))
     again = launch(2, workdir, *options, bare=True)
-    said = ""
-    for line in again.stdout:
-        said += line
-        if "continuing at step" in line:
-            break
-    os.killpg(again.pid, signal.SIGKILL)
-    again.wait()
-    again.stdout.close()
-    assert "continuing at step" in said, said
+    said = said_until(again, "continuing at step")
+    assert f"continuing at step {last:,}" in said, said
