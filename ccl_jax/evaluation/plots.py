@@ -14,6 +14,8 @@ from html import escape
 from matplotlib.ticker import MaxNLocator
 
 WIDTH = 360
+# Width of a wide letter of a label.
+_LETTER = 6.5
 COLOURS = 8
 """Series classes that a style sheet has to know; further series begin anew."""
 
@@ -167,7 +169,9 @@ def radar_chart(axes: Sequence[str], series: Sequence[Series], *, title: str) ->
         side = (x > centre[0] + 1) - (x < centre[0] - 1)
         anchor = ("end", "middle", "start")[side + 1]
         lift = 10 if y > centre[1] + 50 else -4 if y < centre[1] - 50 else 3
-        parts.append(_text(x + 4 * side, y + lift, _short(label, 15), anchor))
+        room = centre[0] - abs(x - centre[0]) - 4 if side else WIDTH / 3
+        short = _short(label, int(room / _LETTER))
+        parts.append(_text(x + 4 * side, y + lift, short, anchor))
     for one in series:
         parts.append(_outline(one, axes, at))
     return _svg(title, WIDTH, 300, parts)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def rows_of(
         values = [by_model[model].metrics[name] for model, name in metrics]
         made = statistics.bootstrap(values, resamples=resamples, seed=seed)
         draws = dict(zip(metrics, made, strict=True))
-        one = next(iter(by_model.values()))
+        headline = _headline(by_model)
         for name in dict.fromkeys(name for _, name in metrics):
             cells = {
                 model: _cell(by_model, result.models[0], model, name, draws, options)
@@ -84,8 +84,15 @@ def rows_of(
                 if name in found.metrics
             }
             chance = next(f.metrics[name].chance for f in by_model.values() if name in f.metrics)
-            rows.append(Row(benchmark, name, name == one.headline, chance, cells))
+            rows.append(Row(benchmark, name, name == headline, chance, cells))
     return _adjusted(rows)
+
+
+def _headline(by_model: Mapping[str, BenchmarkResult]) -> str:
+    """The metric that stands for a benchmark: a headline that all models have, if there is one."""
+    headlines = [found.headline for found in by_model.values()]
+    shared = (h for h in headlines if all(h in found.metrics for found in by_model.values()))
+    return next(shared, headlines[0])
 
 
 def _cell(by_model, first: str, model: str, name: str, draws, options) -> Cell:
@@ -151,9 +158,8 @@ def to_json(result: SuiteResult, rows: list[Row]) -> dict[str, Any]:
     """Everything but the items, as JSON values; NaN becomes null."""
     benchmarks: dict[str, Any] = {}
     for name, by_model in result.results.items():
-        one = next(iter(by_model.values()))
         benchmarks[name] = {
-            "headline": one.headline,
+            "headline": _headline(by_model),
             "settings": {model: dict(found.settings) for model, found in by_model.items()},
             "left_out": {
                 model: {reason: list(names) for reason, names in found.left_out.items()}
@@ -280,6 +286,12 @@ def to_markdown(result: SuiteResult, rows: list[Row]) -> str:
         "same for the difference, and the p-value of a paired randomisation test; * marks p < 0.05 "
         "after Holm's adjustment for the number of metrics. `items`: evaluated / published.",
     ]
+    settings = {
+        benchmark: {model: found.settings for model, found in by_model.items()}
+        for benchmark, by_model in result.results.items()
+    }
+    if ties := ties_in(settings):
+        lines += ["", ties]
     if result.skipped:
         lines += ["", "## Skipped", ""]
         lines += [f"- {name}: {reason}" for name, reason in result.skipped.items()]
@@ -289,10 +301,35 @@ def to_markdown(result: SuiteResult, rows: list[Row]) -> str:
     lines += ["", "## Settings", "", "| setting | value |", "|---|---|"]
     lines += [markdown_row([name, value]) for name, value in result.settings.items()]
     for benchmark, by_model in result.results.items():
-        settings = {model: list(found.settings.items()) for model, found in by_model.items()}
-        for (name, value), whose in told_once(settings):
+        said = {model: list(found.settings.items()) for model, found in by_model.items()}
+        for (name, value), whose in told_once(said):
             lines.append(markdown_row([f"{benchmark}: {name}{whose}", str(value)]))
     return "\n".join(lines) + "\n"
+
+
+def ties_in(settings: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+    """A sentence on the ties behind scores, which may lie below chance by them; "" without any.
+
+    Args:
+      settings: benchmark -> model -> name -> value, as in `BenchmarkResult.settings`.
+    """
+    found = [
+        f"{benchmark} {value}{whose}"
+        for benchmark, by_model in settings.items()
+        for value, whose in told_once(
+            {
+                model: [values["ties"]] if "ties" in values else []
+                for model, values in by_model.items()
+            }
+        )
+        if not value.startswith("0 ")
+    ]
+    if not found:
+        return ""
+    return (
+        "Ties count as wrong, and chance is that of a scorer without them. Texts that differ only "
+        f"beyond a model's length tie: {'; '.join(found)}."
+    )
 
 
 def _markdown(row: Row, models: list[str]) -> str:

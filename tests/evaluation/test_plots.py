@@ -8,6 +8,7 @@ import pytest
 
 from ccl_jax.evaluation.plots import (
     COLOURS,
+    WIDTH,
     Bar,
     BarGroup,
     Series,
@@ -56,6 +57,14 @@ def test_radar_points_lie_on_their_spokes():
     gap = radar_chart(["a", "b", "c"], [Series("m", range(3), [1, math.nan, 3])], title="t")
     (outline,) = ElementTree.fromstring(gap).iter(f"{SVG}path")
     assert outline.get("d").count("M") == 1
+    for count in (3, 4, 7, 12):  # long labels are cut where the picture ends, 6 pixels a letter
+        names = ["segmentation_stride"] * count
+        chart = ElementTree.fromstring(radar_chart(names, [], title="t"))
+        for text in chart.iter(f"{SVG}text"):
+            x, width = float(text.get("x")), 6 * len(text.text)
+            anchor = text.get("text-anchor", "start")
+            left = x - {"start": 0, "middle": width / 2, "end": width}[anchor]
+            assert left >= 0 and left + width <= WIDTH
     with pytest.raises(ValueError, match="three axes"):
         radar_chart(["a", "b"], [], title="t")
 

@@ -164,6 +164,31 @@ def test_scores_as_text():
         tables.scores_from_text("0.1 x")
 
 
+def test_the_headline_is_one_that_all_models_have(models, coins, tmp_path):
+    def run_coins(model, data):
+        found = Coins.run(coins, model, data)
+        if model.name == "b":
+            metrics = {"first_half": found.metrics["first_half"]}
+            found = dataclasses.replace(found, metrics=metrics, headline="first_half")
+        return found
+
+    coins.run = run_coins
+    result, _ = run(models, tmp_path, coins)
+    rows = tables.rows_of(result, resamples=50, permutations=9)
+    assert [row.metric for row in rows if row.headline] == ["first_half"]
+    assert tables.to_json(result, rows)["benchmarks"]["coins"]["headline"] == "first_half"
+
+
+def test_ties_are_told_below_the_table():
+    settings = {
+        "one": {"a": {"ties": "3 of 9 items"}, "b": {"ties": "0 of 9 items"}},
+        "two": {"a": {"ties": "1 of 4 items"}, "b": {"ties": "1 of 4 items"}},
+        "three": {"a": {"split": "test"}, "b": {}},
+    }
+    assert tables.ties_in(settings).endswith("tie: one 3 of 9 items (a); two 1 of 4 items.")
+    assert tables.ties_in({"one": {"a": {"ties": "0 of 9 items"}}}) == ""
+
+
 def test_what_differs_between_models_says_whose_it_is(models, coins, tmp_path):
     def run_coins(model, data):
         found = Coins.run(coins, model, data)

@@ -121,6 +121,8 @@ class Segmentation:
             "grid": "{} x {}".format(*predictor.grid),
             "images": "squashed to the model's size; masks at their own size",
         }
+        if not has_pacl:
+            settings["PACL's tokens"] = "none: the model has no patch embedder"
         frozen = {reason: tuple(names) for reason, names in left_out.items()}
         return BenchmarkResult(self.name, metrics, None, frozen, settings, next(iter(metrics)))
 

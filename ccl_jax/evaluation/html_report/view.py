@@ -19,6 +19,7 @@ from ccl_jax.evaluation.plots import (
     radar_chart,
 )
 from ccl_jax.evaluation.results import told_once
+from ccl_jax.evaluation.tables import ties_in
 
 Ranks = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
@@ -102,6 +103,9 @@ def context(results: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
         "many": len(rows) > _MANY_ROWS,
         "differences": compared,
         "intervals": any(cell["range"] for row in rows for cell in row["cells"]),
+        "ties": ties_in(
+            {name: one.get("settings", {}) for name, one in results["benchmarks"].items()}
+        ),
         "bars": bars,
         "radar": radar,
         "recall": _recall(results, ranks, models),
