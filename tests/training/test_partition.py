@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ccl_jax.training import partition
+from ccl_jax.training import hlo, partition
 from ccl_jax.training.sharding import batch_devices, create_mesh
 from ccl_jax.training.step import abstract_state, create_trainer
 
@@ -130,8 +130,9 @@ def test_split_state_trains_as_whole_state_does(make_config, batch, shape):
         grid = create_mesh(jax.devices()[:devices], layout)
         trainer = create_trainer(config, grid, eot_id=2)
         state, losses[name] = trainer.init(), []
+        step = trainer.step.lower(state, batch).compile()
         for _ in range(3):
-            state, metrics = trainer.step(state, batch)
+            state, metrics = step(state, batch)
             losses[name].append(float(metrics["loss"]))
         norms[name] = float(metrics["gradient_norm"])
         kernel = state.params["image_tower"]["block_0"]["mlp"]["up"]["kernel"]
@@ -141,3 +142,20 @@ def test_split_state_trains_as_whole_state_does(make_config, batch, shape):
         assert all(leaf.sharding == kernel.sharding for leaf in moments)
     np.testing.assert_allclose(losses["split"], losses["whole"], rtol=1e-5)
     assert norms["split"] == pytest.approx(norms["whole"], rel=1e-4)
+    if shape == {"data": 1, "fsdp": 8}:
+        assert_messages_as_designed(hlo.collectives(step.as_text()), state.params, batch)
+
+
+def assert_messages_as_designed(found, params, batch):
+    """Weights gathered at most twice, gradients summed, texts gathered and scattered once."""
+    received, others = hlo.received(found), 7 / 8
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    texts = 4 * 16 * (len(batch["text"]) + len(batch["phrase_text"]))
+    assert 0.95 < received["all-gather"] / (others * (weights + texts)) < 2.1
+    # By the losses. The compiler for CPUs sums the gradients of weights whole, and the text
+    # tower's of captions and of phrases apart.
+    scattered = sum(one.received for one in found if one.source.endswith("reduce_scatter"))
+    assert scattered == pytest.approx(others * texts, rel=0.05)
+    assert received["all-reduce"] < 2 * others * 2.1 * weights
+    # Nothing as large as the patch tokens or the images crosses but weights and texts.
+    assert received.keys() <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
