@@ -155,6 +155,84 @@ def test_the_exit_code_of_a_stop_is_the_same_everywhere():
         assert f"readonly STOPPED={stopping.EXIT_CODE} " in (LAUNCH / script).read_text()
 
 
+# The fields of a JobSet (jobset.x-k8s.io/v1alpha2), a Job (batch/v1) and a pod (core/v1) that a
+# training job has use for, with their types, as the APIs define them. An API server refuses others.
+ENV = {"name": str, "value": str}
+CONTAINER = {
+    "name": str,
+    "image": str,
+    "command": [str],
+    "args": [str],
+    "env": [ENV],
+    "ports": [{"containerPort": int, "name": str}],
+    "resources": {"limits": dict, "requests": dict},
+    "securityContext": {"privileged": bool},
+    "volumeMounts": [{"name": str, "mountPath": str, "readOnly": bool}],
+    "workingDir": str,
+}
+CSI = {"driver": str, "readOnly": bool, "volumeAttributes": dict}
+POD = {
+    "serviceAccountName": str,
+    "restartPolicy": str,
+    "terminationGracePeriodSeconds": int,
+    "nodeSelector": dict,
+    "tolerations": [dict],
+    "hostNetwork": bool,
+    "dnsPolicy": str,
+    "containers": [CONTAINER],
+    "volumes": [{"name": str, "csi": CSI, "emptyDir": dict}],
+}
+METADATA = {"name": str, "namespace": str, "annotations": dict, "labels": dict}
+JOB = {
+    "completions": int,
+    "parallelism": int,
+    "backoffLimit": int,
+    "completionMode": str,
+    "activeDeadlineSeconds": int,
+    "template": {"metadata": METADATA, "spec": POD},
+}
+REPLICATED = {"name": str, "replicas": int, "template": {"metadata": METADATA, "spec": JOB}}
+JOBSET = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": METADATA,
+    "spec": {
+        "failurePolicy": {"maxRestarts": int, "restartStrategy": str},
+        "successPolicy": {"operator": str, "targetReplicatedJobs": [str]},
+        "network": {"enableDNSHostnames": bool, "subdomain": str},
+        "suspend": bool,
+        "ttlSecondsAfterFinished": int,
+        "replicatedJobs": [REPLICATED],
+    },
+}
+
+
+def misfits(value, schema, path=""):
+    """Paths of a manifest that its schema does not know or gives another type."""
+    if isinstance(schema, dict) and isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in schema:
+                yield f"{path}.{key}: unknown"
+            else:
+                yield from misfits(inner, schema[key], f"{path}.{key}")
+    elif isinstance(schema, list) and isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from misfits(inner, schema[0], f"{path}[{index}]")
+    elif not (isinstance(schema, type) and type(value) is schema):
+        yield f"{path}: {value!r}"
+
+
+def test_the_jobset_fits_its_schema():
+    yaml = pytest.importorskip("yaml")
+    text = (LAUNCH / "gke" / "jobset.yaml").read_text()
+    assert list(misfits(yaml.safe_load(text), JOBSET)) == []
+    broken = text.replace("backoffLimit", "backofLimit").replace("replicas: 1", "replicas: one")
+    assert list(misfits(yaml.safe_load(broken), JOBSET)) == [
+        ".spec.replicatedJobs[0].replicas: 'one'",
+        ".spec.replicatedJobs[0].template.spec.backofLimit: unknown",
+    ]
+
+
 def test_the_jobset_has_a_pod_for_every_host_and_asks_for_chips():
     yaml = pytest.importorskip("yaml")
     manifest = yaml.safe_load((LAUNCH / "gke" / "jobset.yaml").read_text())
