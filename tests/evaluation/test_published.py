@@ -122,3 +122,13 @@ def test_pixels_stay_within_their_bytes():
     assert len(cache) == 2 and read == ["0", "1", "2", "2"]
     cache.of(images[0], {"size": 2}, load)  # prepared in another way
     assert read[-1] == "0" and len(cache) == 2
+
+
+def test_a_constant_scorer_gets_nothing_on_parts_of_real_data(shared, fake):
+    names = ("sugarcrepe", "sugarcrepe_pp", "valse", "flickr8k_retrieval", "zero_shot")
+    entries = {"all": entry(shared / "data", names=names, items=40)}
+    runner.check(entries)
+    found = runner.evaluate(fake.Constant(), entries, None)
+    assert {name.split("/")[1] for name in found} == set(names)
+    # Among ten classes a tie with nine is not within five.
+    assert set(found.values()) == {0.0}
