@@ -1,18 +1,19 @@
 """The forward pass of a training step: what the objective reads, from a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 from ml_collections import ConfigDict
 
 from ccl_jax import losses
 from ccl_jax.models.layers import Execution
 from ccl_jax.models.two_towers import Embeddings, TwoTowers, normalize_image
 from ccl_jax.training import objective
-from ccl_jax.training.sharding import sharded
+from ccl_jax.training.sharding import batch_devices, sharded
 
 Batch = Mapping[str, Array]
 _PATCHES = 0x9A7C  # the stream of random numbers of patch dropout
@@ -42,14 +43,25 @@ def create_forward(
     sources |= {"phrase_text": "phrase_text"} if "phrase" in wanted else {}
     size = config.train.micro_batch or config.data.batch_size
 
+    devices = batch_devices(mesh)
+
     def embed(params, inputs):
-        image = normalize_image(inputs["image"], mean, std)
+        inputs = inputs | {"image": normalize_image(inputs["image"], mean, std)}
+        texts = [inputs[name] for name in ("text", "phrase_text") if name in inputs]
+        joined = len(texts) == 2 and texts[0].shape[1] == texts[1].shape[1]
+        if joined:
+            # One pass of the tower: its weights are gathered, and its gradients summed, once.
+            del inputs["phrase_text"]
+            inputs["text"] = _join(texts, devices)
         out = model.apply(
             {"params": params},
-            **inputs | {"image": image},
+            **inputs,
             image_tokens="image_tokens" in wanted,
             patch_emb="patch_emb" in wanted,
         )
+        if joined:
+            text, phrase = _part(out.text, len(texts[0]), devices)
+            out = out.replace(text=text, phrase=phrase)
         return {name: getattr(out, name) for name in wanted}
 
     embed_all = losses.micro_batched(embed, config.data.batch_size // size)
@@ -63,6 +75,21 @@ def create_forward(
         return model.apply({"params": params}).replace(**embed_all(params, inputs))
 
     return apply
+
+
+def _join(arrays: Sequence[Shaped[Array, "_ *shape"]], devices: int) -> Shaped[Array, "_ *shape"]:
+    """Rows of all arrays, those of a device beside each other, so that none has to move."""
+    parts = [x.reshape(devices, -1, *x.shape[1:]) for x in arrays]
+    return jnp.concatenate(parts, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+def _part(
+    joined: Shaped[Array, "n *shape"], rows: int, devices: int
+) -> tuple[Shaped[Array, "rows *shape"], Shaped[Array, "_ *shape"]]:
+    """Undoes `_join` of two arrays, of which the first has `rows` rows."""
+    parts = joined.reshape(devices, -1, *joined.shape[1:])
+    split = jnp.split(parts, [rows // devices], axis=1)
+    return tuple(x.reshape(-1, *joined.shape[1:]) for x in split)
 
 
 def check(config: ConfigDict, devices: int = 1) -> None:

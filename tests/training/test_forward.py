@@ -6,7 +6,7 @@ import pytest
 
 from ccl_jax.models.presets import build_model
 from ccl_jax.training import config as configs
-from ccl_jax.training import forward, objective, parameters, sharding
+from ccl_jax.training import forward, hlo, objective, parameters, sharding
 
 OBJECTIVE = {
     "siglip": {"weight": 1.0},
@@ -69,6 +69,22 @@ def test_micro_batches_have_loss_and_gradient_of_the_whole_batch(config, batch):
     for devices in (1, 4):
         parts = program(config, devices)(params, batch, 3)
         assert_same(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_captions_and_phrases_of_one_length_share_a_pass(config, batch):
+    config.model.text.length = 5
+    batch["text"] = batch["text"][:, :5]
+    model = build_model(config.model.to_dict(), eot_id=2)
+    params = start(config)
+    apart = model.apply({"params": params}, text=batch["text"], phrase_text=batch["phrase_text"])
+    mesh = sharding.create_mesh(jax.devices()[:4])
+    placed = jax.device_put(batch, sharding.sharded(mesh))
+    run = jax.jit(forward.create_forward(config, model, mesh)).lower(params, placed, 0).compile()
+    together = run(params, placed, 0)
+    np.testing.assert_allclose(together.text, apart.text, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(together.phrase, apart.phrase, rtol=1e-5, atol=1e-6)
+    assert not hlo.collectives(run.as_text())
 
 
 def test_patches_are_a_function_of_seed_and_step(config, batch):
