@@ -1,12 +1,14 @@
 """Tables of dry runs: the training step compiled for TPU slices that are not there.
 
-    python benchmarks/dry_runs.py recipes --results recipes.jsonl    # the recipes, on large slices
-    python benchmarks/dry_runs.py scaling --results scaling.jsonl    # sizes, batches and layouts
-    python benchmarks/dry_runs.py checks --results checks.jsonl      # what the tables rest on
+    python benchmarks/dry_runs.py recipes --results FILE     # the recipes, on large slices
+    python benchmarks/dry_runs.py scaling --results FILE     # sizes, batches and layouts
+    python benchmarks/dry_runs.py checks --results FILE      # all layers, against two depths
 
-Needs the extra `tpu`, no TPU. A case takes one to several minutes and some GB of memory in a
-process of its own, one after the other; what --results holds is not compiled again, so that a
-run which was killed goes on where it was. --show compiles nothing. `init_from` is not read.
+Needs the extra `tpu`, no TPU. Every array of parameters and every layer costs the TPU compiler
+time, minutes of a core for a B/16. So rows are compiled with 1 and with 3 layers a tower, all
+else as it is, and stand for the depth that the config has on the line through the two; `checks`
+compiles all layers. Each in a process of its own, one after the other. What --results holds is
+not compiled again, so that a run which was killed goes on. --show compiles nothing.
 """
 
 import argparse
@@ -16,8 +18,9 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
-from dry_runs_cases import TABLES, Case
+from dry_runs_cases import DEPTHS, TABLES, Case
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -37,10 +40,11 @@ def compile_case(case: Case) -> dict:
     return {
         "case": case.key,
         "devices": found.devices,
+        "depth": model.image["depth"],
+        "chip_memory": found.chip.memory,
         "images": config.data.batch_size,
         "memory": found.memory,
         "needed": found.total_bytes,
-        "fits": found.fits,
         "refusal": found.refusal,
         "state": found.state,
         "flops": found.flops,
@@ -80,6 +84,31 @@ def run(cases: list[Case], path: pathlib.Path) -> None:
             file.write(f"\n{done.stdout.splitlines()[-1]}\n")
 
 
+def row_of(case: Case, results: dict[str, dict]) -> dict | None:
+    """The result of a case: compiled as it is, or from two depths; None if there is neither."""
+    if whole := results.get(case.key):
+        return whole
+    low, high = (results.get(case._replace(depth=depth).key) for depth in DEPTHS)
+    if not low or not high or low["refusal"] or high["refusal"]:
+        return None
+    preset = case.config().model.preset
+    sys.path.insert(0, str(_FOLDER.parent))
+    from ccl_jax.models.presets import PRESETS
+
+    times = (PRESETS[preset]["image"]["depth"] - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    return on_line(low, high, times) | {"depth": PRESETS[preset]["image"]["depth"]}
+
+
+def on_line(low: Any, high: Any, times: float) -> Any:
+    """Numbers of two results of one form, `times` the way from the first to the second."""
+    if isinstance(low, dict):
+        names = [*low, *(name for name in high if name not in low)]
+        return {name: on_line(low.get(name, 0), high.get(name, 0), times) for name in names}
+    if isinstance(low, int | float) and not isinstance(low, bool):
+        return low + times * (high - low)
+    return low
+
+
 def table(cases: list[Case], results: dict[str, dict]) -> str:
     """A Markdown table of the cases that have a result."""
     lines = [
@@ -88,9 +117,10 @@ def table(cases: list[Case], results: dict[str, dict]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case in cases:
-        if not (row := results.get(case.key)):
+        if not (row := row_of(case, results)):
             continue
-        begin = f"| {case.title} | {case.topology} | {row['images']:,} | {row['state'] / 1e9:.2f} |"
+        begin = f"| {case.title} | {case.topology} | {row['images']:,.0f} |"
+        begin += f" {row['state'] / 1e9:.2f} |"
         if row["refusal"]:
             lines.append(f"{begin} | | | no: {row['refusal']} |" + " |" * 7)
             continue
@@ -99,7 +129,7 @@ def table(cases: list[Case], results: dict[str, dict]) -> str:
             f"{memory['arguments'] / 1e9:.2f}",
             f"{memory['temporaries'] / 1e9:.2f}",
             f"{row['needed'] / 1e9:.2f}",
-            "yes" if row["fits"] else "no",
+            "yes" if row["needed"] <= row["chip_memory"] else "no",
             f"{row['flops'] / 1e12:.2f}",
             f"{row['flops_needed'] / 1e12:.2f}",
             f"{sum(row['received'].values()) / 1e9:.2f}",
@@ -127,7 +157,8 @@ def main() -> None:
         parser.error("--results FILE is missing")
     cases = TABLES[options.table]()
     if not options.show:
-        run(cases, options.results)
+        depths = (0,) if options.table == "checks" else DEPTHS
+        run([case._replace(depth=depth) for case in cases for depth in depths], options.results)
     print(table(cases, read(options.results)))
 
 

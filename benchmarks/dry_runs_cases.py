@@ -5,9 +5,11 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 _CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-# One block of a tower is compiled instead of all: minutes instead of a quarter of an hour.
-_SCAN = {"model.scan_layers": True}
+DEPTHS = (1, 3)
+"""Depths of both towers that are compiled for a row; the row's own follows on their line."""
 
 
 class Case(NamedTuple):
@@ -18,20 +20,27 @@ class Case(NamedTuple):
       topology: as `dry_run.slice_devices` takes it.
       changes: dotted field of the config -> value.
       title: for the table.
+      depth: layers of each tower; 0 for those that the config has.
     """
 
     name: str
     topology: str
     changes: dict[str, Any]
     title: str
+    depth: int = 0
 
     @property
     def key(self) -> str:
         """What results are kept by."""
-        return f"{self.name} {self.topology} {json.dumps(self.changes, sort_keys=True)}"
+        depth = f" depth {self.depth}" if self.depth else ""
+        return f"{self.name} {self.topology} {json.dumps(self.changes, sort_keys=True)}{depth}"
 
-    def config(self):
-        """The config with the changes."""
+    def config(self) -> ConfigDict:
+        """The config with the changes.
+
+        Raises:
+          ValueError: if it has no such field.
+        """
         spec = importlib.util.spec_from_file_location(self.name, _CONFIGS / f"{self.name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -44,6 +53,9 @@ class Case(NamedTuple):
             if last not in target:
                 raise ValueError(f"configs/{self.name}.py has no field {field}")
             target[last] = value
+        if self.depth:
+            with config.unlocked():
+                config.model.image.depth = config.model.text.depth = self.depth
         return config
 
 
@@ -61,13 +73,13 @@ def recipes() -> list[Case]:
             ("ccl_clip_b32", {"data.batch_size": 2048}, "CCL, CLIP B/32"),
             ("pacl_clip_b16", {}, "PACL, CLIP B/16"),
         ):
-            cases.append(Case(name, topology, changes | _SCAN, title))
+            cases.append(Case(name, topology, changes, title))
     return cases
 
 
 def _scaled(preset: str, topology: str, images: int, layout: str, **changes: Any) -> Case:
     """CCL with 4 phrases an image; `layout` is as in "fsdp64 tensor4 dots micro4096"."""
-    fields: dict[str, Any] = _SCAN | {
+    fields: dict[str, Any] = {
         "model.preset": preset,
         "data.batch_size": images,
         "data.phrases_per_image": 4.0,
@@ -85,16 +97,27 @@ def _scaled(preset: str, topology: str, images: int, layout: str, **changes: Any
 
 
 def scaling() -> list[Case]:
-    """Sizes, batches and layouts."""
+    """Sizes, batches and layouts of CCL, 4 phrases an image."""
+    pod = "v5e:16x16"
     return [
-        _scaled("B/16", "v5e:16x16", 32768, "replicated dots"),
-        _scaled("B/16", "v5e:16x16", 32768, "fsdp256 dots"),
+        _scaled("B/16", pod, 32768, "fsdp256 dots"),
+        _scaled("L/16", pod, 32768, "fsdp256 full"),
+        _scaled("So400m/14", pod, 32768, "fsdp256 full"),
+        _scaled("B/16", pod, 32768, "replicated dots"),
+        _scaled("B/16", pod, 8192, "fsdp256 dots"),
+        _scaled("B/16", pod, 32768, "fsdp256 full"),
+        _scaled("So400m/14", pod, 32768, "fsdp64 tensor4 full"),
+        _scaled("L/16", pod, 32768, "fsdp256 dots"),
+        _scaled("B/16", pod, 32768, "fsdp256 none"),
+        _scaled("B/16", pod, 32768, "fsdp256 dots micro8192"),
+        _scaled("B/16", "v5e:2x4", 1024, "fsdp8 dots"),
+        _scaled("B/16", "v5p:8x8x8", 65536, "fsdp512 dots"),
     ]
 
 
 def checks() -> list[Case]:
-    """Loops over layers against every layer compiled."""
-    return []
+    """Every layer compiled, to compare with the line through two depths."""
+    return [case for case in recipes()[:2] + scaling()[:1]]
 
 
 TABLES = {"recipes": recipes, "scaling": scaling, "checks": checks}

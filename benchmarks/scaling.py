@@ -145,9 +145,9 @@ def step_flops(size: str, layout: Layout, images: int) -> float:
 def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     """Bytes that a device receives.
 
-    Weights under FSDP: gathered in bfloat16 forward and backward, of the text tower twice
-    backward (captions and phrases), the token embedding whole in float32, and all of it for
-    each micro-batch; gradients scattered in float32. Over the data axis gradients are summed.
+    Weights under FSDP: gathered in bfloat16 forward and backward, the token embedding whole in
+    float32, and all of it for each micro-batch; gradients scattered in float32. Over the data
+    axis gradients are summed.
     Losses: texts gathered in bfloat16; their gradients summed over all devices in float32, those
     of phrases once for NPC and once for XAC. Tensor: two sums of a block's activations forward,
     two backward, and two for what is done again.
@@ -156,10 +156,9 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     data = layout.chips // (layout.fsdp * layout.tensor)
     (_, image), (_, text) = model
     count, embedding = _model(size)[1], text["vocab_size"] * text["width"]
-    texts = text["depth"] * text["width"] * (4 * text["width"] + 2 * _hidden(text))
     again = layout.micro > 1
-    gathered = 2 * ((2 + again) * (count - embedding - texts) + (3 + 2 * again) * texts)
-    weights = layout.micro * (gathered + 4 * embedding) * others(layout.fsdp) / layout.tensor
+    gathered = 2 * (2 + again) * (count - embedding) + 4 * embedding
+    weights = layout.micro * gathered * others(layout.fsdp) / layout.tensor
     own = 4 * count / layout.tensor
     gradients = own * others(layout.fsdp) + 2 * own / layout.fsdp * others(data)
     row = images * image["width"] * others(layout.batch_devices)
