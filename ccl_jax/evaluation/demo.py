@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
-from ccl_jax.data.images import load_rgb, open_image, resize_squash
+from ccl_jax.data.images import open_image, resize_squash
 from ccl_jax.data.records import BadRecord
 from ccl_jax.evaluation.benchmarks.class_sets import PLAIN_TEMPLATES, prompts
 from ccl_jax.evaluation.classification import class_embeddings
@@ -165,21 +165,19 @@ class Demo:
                 raise ValueError(
                     f"the file has {size / 2**20:.1f} MB, more than {most}; give a smaller one"
                 )
-            # Decoded to see whether it can be: `read_image` may meet damage where it reads EXIF.
             opened = open_image(path.read_bytes(), path.name, limits.pixels)
             if max(opened.size) > _MAX_ASPECT * min(opened.size):
                 raise ValueError(
                     f"{path.name} has {opened.width} x {opened.height} pixels, more than "
                     f"{_MAX_ASPECT} to 1; cut out a part that is closer to a square"
                 )
-            load_rgb(opened, path.name)
         except OSError as error:
             raise ValueError("the image is no longer there; choose it again") from error
         except BadRecord as error:
             fix = "give a JPEG, PNG, WebP, GIF or BMP file"
             fix = "give a smaller one" if error.reason == "image too large" else fix
             raise ValueError(f"{error}; {fix}") from error
-        return read_image(path)
+        return read_image(path, path.name)
 
     def _answer_of(self, model, image, phrases, kinds, sharpness, names, templates) -> Answer:
         predictor = self.models[model]

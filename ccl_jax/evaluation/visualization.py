@@ -71,8 +71,12 @@ def split_phrases(text: str) -> list[str]:
     return phrases
 
 
-def read_image(path: str | os.PathLike) -> PIL.Image.Image:
+def read_image(path: str | os.PathLike, name: str = "") -> PIL.Image.Image:
     """Reads an image file upright (its EXIF orientation applied), at most 1,024 pixels a side.
+
+    Args:
+      path: of the file.
+      name: for messages; the path if empty.
 
     Raises:
       ValueError: there is no such file, or it is no image.
@@ -82,9 +86,10 @@ def read_image(path: str | os.PathLike) -> PIL.Image.Image:
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}); give an image file") from error
     try:
-        opened = open_image(data, str(path), MAX_PIXELS)
+        opened = open_image(data, name or str(path), MAX_PIXELS)
+        image = load_rgb(opened, name or str(path))
+        # Of the opened image, and after its pixels: damage is told as such, and a PNG has it last.
         orientation = opened.getexif().get(_ORIENTATION, 1)
-        image = load_rgb(opened, str(path))
     except BadRecord as error:
         raise ValueError(f"{error}; give a JPEG, PNG, WebP, GIF or BMP file") from error
     image.getexif()[_ORIENTATION] = orientation

@@ -103,6 +103,14 @@ def test_an_image_of_a_phone_is_turned_upright(picture, tmp_path):
     assert visualization.read_image(tmp_path / "large.png").size == (1024, 512)
 
 
+def test_a_file_that_was_cut_off_is_no_image(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(ValueError, match="cut.png.*give a JPEG"):
+        visualization.read_image(path)
+
+
 def test_no_image(tmp_path):
     with pytest.raises(ValueError, match="cannot read .*nowhere.jpg"):
         visualization.read_image(tmp_path / "nowhere.jpg")
