@@ -29,13 +29,19 @@ def compile_case(case: Case) -> dict:
     """Compiles it, in this process; what there is to know as plain JSON values."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.path.insert(0, str(_FOLDER.parent))
+    import jax
+
     from ccl_jax.models.presets import build_model
-    from ccl_jax.training import dry_run, flops, hlo
+    from ccl_jax.training import dry_run, flops, hlo, optimizer
+    from ccl_jax.training.step import initial_params
 
     config = case.config()
     start = time.process_time()
     found = dry_run.dry_run(config, case.topology)
     model = build_model(config.model.to_dict(), eot_id=1)
+    params = jax.eval_shape(lambda: initial_params(config, model))
+    trainable = optimizer.trainable_paths(config.optimizer, params)
+    needed = flops.model_flops(config, model, trainable)
     messages = sorted(found.collectives, key=lambda one: -one.received)[:12]
     return {
         "case": case.key,
@@ -48,7 +54,7 @@ def compile_case(case: Case) -> dict:
         "refusal": found.refusal,
         "state": found.state,
         "flops": found.flops,
-        "flops_needed": flops.model_flops(config, model) / found.devices,
+        "flops_needed": needed / found.devices,
         "memory_traffic": found.memory_traffic,
         "received": hlo.received(found.collectives),
         "seconds": found.seconds,
