@@ -212,7 +212,7 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
 
 
-def _elements(shape: str) -> list[str]:
+def elements(shape: str) -> list[str]:
     """The parts of a tuple shape; of another, itself."""
     if not shape.startswith("("):
         return [shape]
@@ -306,10 +306,10 @@ def _collective(module, computation, instruction, times) -> Collective:
         inner = module.computations[called(instruction)[0]].values()
         groups = next(one for one in inner if one.opcode.startswith("all-reduce"))
         # A shape of its own if it is a tuple: the compiler adds scratch space.
-        shape = _elements(shape)[0]
+        shape = elements(shape)[0]
     elif instruction.opcode.endswith("-start") and kind != "all-reduce":
         # (operands, results, and what the device needs to keep track)
-        shape = _elements(shape)[1]
+        shape = elements(shape)[1]
     devices = _group_size(groups.rest, module.devices)
     return Collective(kind, times, operand, shape_bytes(shape), devices, shape, source)
 

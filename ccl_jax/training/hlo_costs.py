@@ -43,7 +43,9 @@ def memory_bytes(text: str) -> int:
     """
     module, total = hlo.parse(text), 0
     for computation, one, times in hlo.walk(module, module.entry, 1, fusions=False):
-        if one.opcode not in _FREE and not one.opcode.endswith(("-start", "-done", "-update")):
+        ahead = one.opcode in ("copy-start", "slice-start")
+        later = one.opcode.endswith(("-start", "-done", "-update")) and not ahead
+        if one.opcode not in _FREE and not later:
             total += (1 if times is None else times) * _traffic(module, computation, one)
     return total
 
@@ -127,6 +129,10 @@ def _traffic(module: Module, computation: Computation, one: Instruction) -> int:
         if name in computation
     ]
     written = hlo.main_memory_bytes(one.layout)
+    if one.opcode == "copy-start":  # (result, source, state); where they lie is in the layout
+        return written
+    if one.opcode == "slice-start":  # ((source), result, state)
+        return hlo.shape_bytes(hlo.elements(one.shape)[1])
     if one.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * written
     if one.opcode == "dynamic-update-slice":

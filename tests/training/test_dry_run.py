@@ -121,6 +121,17 @@ def test_arrays_kept_on_the_chip_cost_no_memory_traffic():
     assert hlo.main_memory_bytes("(f32[8]{0:T(128)S(1)}, f32[4]{0}, pred[2]{0})") == 18
 
 
+def test_what_is_fetched_ahead_is_read_from_memory():
+    text = program(
+        "%a = f32[128]{0:T(128)} parameter(0)",
+        "%s = (f32[128]{0:T(128)S(1)}, f32[128]{0:T(128)}, u32[]{:S(1)}) copy-start(%a)",
+        "%d = f32[128]{0:T(128)S(1)} copy-done(%s)",
+        "%t = ((f32[128]{0}), f32[32]{0:S(1)}, u32[]{:S(1)}) slice-start(%a), slice={[0:32]}",
+        "ROOT %c = f32[128]{0:T(128)S(1)} negate(%d)",
+    )
+    assert hlo_costs.memory_bytes(text) == 128 * 4 + 32 * 4
+
+
 def test_a_fusion_that_reads_a_slice_pays_for_the_slice():
     fused = "\n".join(
         [
