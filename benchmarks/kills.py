@@ -63,14 +63,15 @@ def kill(line: list[str], environment: dict[str, str], workdir: pathlib.Path, wa
         text=True,
     )
     said = []
-    for text in process.stderr:
-        said.append(text)
-        if "images/s" in text or "compiled in" in text:
-            break
-    time.sleep(wait)
-    process.send_signal(signal.SIGKILL)
-    said += process.stderr.readlines()
-    code = process.wait()
+    with process:
+        for text in process.stderr:
+            said.append(text)
+            if "images/s" in text or "compiled in" in text:
+                break
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        said += process.stderr.readlines()
+    code = process.returncode
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the run failed: {''.join(said)[-2000:]}")
     folder = files.checkpoint_folder(str(workdir))

@@ -149,7 +149,8 @@ def default_config() -> ConfigDict:
     config.tower_store.images_per_shard = 512  # a killed run stores those of one shard again
     config.tower_store.verify = False  # read all of it and compare checksums before training
 
-    # name -> {"evaluator": a name in evaluation.runner.EVALUATORS, "source": {...}, options}
+    # name -> {"evaluator": a name in evaluation.runner.EVALUATORS, "source": {...}, options};
+    # "benchmarks" has "data_dir", "names" and "items" in place of a source (docs/benchmarks.md).
     config.evaluators = ConfigDict()
 
     config.heatmaps = ConfigDict()

@@ -151,8 +151,8 @@ def _results(trained: Trained) -> list[str]:
     rows = [("name", "evaluator", "data")]
     for name, entry in entries.items():
         options = {k: v for k, v in entry.items() if k not in ("evaluator", "source")}
-        extra = f", {_inline(options)}" if options else ""
-        rows.append((name, entry["evaluator"], _inline(entry["source"]) + extra))
+        parts = [part for part in (entry.get("source"), options) if part]
+        rows.append((name, entry["evaluator"], ", ".join(map(_inline, parts))))
     if found["step"] == trained.step:
         first = f"Measured at step {found['step']:,}, in percent."
     else:
