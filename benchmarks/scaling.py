@@ -146,8 +146,8 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     """Bytes that a device receives.
 
     Weights under FSDP: gathered in bfloat16 forward and backward, the token embedding whole in
-    float32, and all of it for each micro-batch; gradients scattered in float32. Over the data
-    axis gradients are summed.
+    float32, and all of it for each micro-batch; gradients scattered in bfloat16, in which
+    kernels have theirs. Over the data axis gradients are summed.
     Losses: texts gathered in bfloat16; their gradients summed over all devices in float32, those
     of phrases once for NPC and once for XAC. Tensor: two sums of a block's activations forward,
     two backward, and two for what is done again.
@@ -159,7 +159,7 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     again = layout.micro > 1
     gathered = 2 * (2 + again) * (count - embedding) + 4 * embedding
     weights = layout.micro * gathered * others(layout.fsdp) / layout.tensor
-    own = 4 * count / layout.tensor
+    own = 2 * count / layout.tensor
     gradients = own * others(layout.fsdp) + 2 * own / layout.fsdp * others(data)
     row = images * image["width"] * others(layout.batch_devices)
     rows = images / layout.batch_devices

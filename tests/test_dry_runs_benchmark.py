@@ -50,6 +50,6 @@ def test_the_model_splits_what_the_layout_splits():
     # Sums of gradients move twice what each device keeps no part of.
     count = scaling.state_bytes("B/16", whole) / 12
     messages = scaling.message_bytes("B/16", whole, 4096)
-    assert messages["gradients"] == pytest.approx(2 * 4 * count * 63 / 64)
+    assert messages["gradients"] == pytest.approx(2 * 2 * count * 63 / 64)
     assert messages["weights"] == messages["tensor"] == 0
     assert scaling.step_flops("B/16", whole, 4096) == scaling.step_flops("B/16", split, 4096)
