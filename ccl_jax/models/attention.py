@@ -1,6 +1,9 @@
 """Scaled dot-product attention, by the implementation that suits the backend."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +11,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 ATTENTION = ("auto", "xla", "cudnn", "folded")
+
+_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Chooses as on "tpu", "gpu" or "cpu" in what is traced inside, whatever is at hand.
+
+    For programs that are compiled ahead of time for another machine.
+    """
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def attend(
@@ -60,7 +78,8 @@ def attention_implementation(queries: int, head_dim: int, dtype: Any) -> str:
       dtype: of the computation.
     """
     device = jax.local_devices()[0]
-    if device.platform == "cpu":
+    platform = _platform.get() or device.platform
+    if platform == "cpu":
         return "folded"
     fits = (
         jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
@@ -68,7 +87,7 @@ def attention_implementation(queries: int, head_dim: int, dtype: Any) -> str:
         and head_dim % 8 == 0
         and queries > 1
     )
-    nvidia = device.platform == "gpu" and "NVIDIA" in device.device_kind
+    nvidia = platform == device.platform == "gpu" and "NVIDIA" in device.device_kind
     return "cudnn" if nvidia and fits and float(device.compute_capability) >= 8 else "xla"
 
 

@@ -92,7 +92,10 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context`; optionally causal."""
+    """Multi-head attention of `queries` over `context`; optionally causal.
+
+    Queries of a single row are those of every row: they are projected once.
+    """
 
     width: int
     heads: int
@@ -112,15 +115,16 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = dense(), dense(), dense(), dense()
 
     def __call__(
-        self, queries: Float[Array, "b q d"], context: Float[Array, "b k d"]
+        self, queries: Float[Array, "#b q d"], context: Float[Array, "b k d"]
     ) -> Float[Array, "b q d"]:
         q, k, v = self.query(queries), self.key(context), self.value(context)
+        q = jnp.broadcast_to(q, (len(k), *q.shape[1:]))
         head_dim = self.width // self.heads
         split = lambda x: x.reshape(*x.shape[:-1], self.heads, head_dim)  # noqa: E731
         pooled = attend(
             split(q), split(k), split(v), causal=self.causal, implementation=self.implementation
         )
-        return self.out(pooled.reshape(queries.shape))
+        return self.out(pooled.reshape(q.shape))
 
     def value_path(self, context: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
         """What a query that attends to one position alone would read there."""
@@ -211,8 +215,7 @@ class MapHead(nn.Module):
         attention = Attention(width, self.heads, dtype=self.dtype, name="attention")
         norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")
         mlp = Mlp(self.mlp_dim, self.activation, self.dtype, name="mlp")
-        queries = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, width))
-        pooled = attention(queries, x)
+        pooled = attention(probe.astype(self.dtype), x)
         pooled = pooled + mlp(norm(pooled))
         if not value_tokens:
             return pooled[:, 0], None

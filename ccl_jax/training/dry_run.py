@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from ccl_jax.models.attention import traced_for
 from ccl_jax.models.presets import build_model
 from ccl_jax.training import config as configs
 from ccl_jax.training import hlo, hlo_costs, partition
@@ -149,7 +150,8 @@ def dry_run(config: ConfigDict, topology: str) -> DryRun:
     state = abstract_state(trainer)
     batch = abstract_batch(config, mesh)
     start = time.perf_counter()
-    lowered = trainer.step.lower(state, batch)
+    with traced_for("tpu"):
+        lowered = trainer.step.lower(state, batch)
     chip = CHIPS[topology.split(":")[0]]
     held = partition.device_bytes(state, trainer.placements)
     try:

@@ -135,8 +135,8 @@ def _image_flops(image: dict[str, Any], patches: int, embed_dim: int, tokens: bo
     total = tower_flops(patches + classes, **image)
     if classes:
         return total + 2 * width * embed_dim * (1 + patches * tokens)
-    # One query and its MLP; keys and values of every patch; scores and weighted sum.
-    total += 2 * (2 * width**2 + 2 * width * mlp_dim + patches * (2 * width**2 + 2 * width))
+    # What the probe reads, and its MLP; keys and values of every patch; scores and weighted sum.
+    total += 2 * (width**2 + 2 * width * mlp_dim + patches * (2 * width**2 + 2 * width))
     return total + tokens * 2 * patches * (width**2 + 2 * width * mlp_dim)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ccl_jax.models import layers
-from ccl_jax.models.attention import attend, attention_implementation
+from ccl_jax.models.attention import attend, attention_implementation, traced_for
 from ccl_jax.models.presets import build_model
 
 TOWER = {"width": 16, "depth": 2, "heads": 2}
@@ -185,3 +185,23 @@ def test_folded_attention_is_that_of_jax(causal, dtype):
 def test_flash_attention_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="heads of 8 in float32 on .*: use 'auto'"):
         value_and_gradient(attention="cudnn")
+
+
+def test_what_is_compiled_for_another_machine_is_traced_for_it():
+    choose = functools.partial(attention_implementation, 4, 64, jnp.bfloat16)
+    assert choose() == "folded"  # here, on a CPU
+    with traced_for("tpu"):
+        assert choose() == "xla"
+    assert choose() == "folded"
+
+
+def test_a_single_row_of_queries_is_that_of_every_row():
+    rng = np.random.default_rng(0)
+    context = jnp.asarray(rng.normal(size=(3, 5, 8)), jnp.float32)
+    query = jnp.asarray(rng.normal(size=(1, 1, 8)), jnp.float32)
+    module = layers.Attention(8, 2)
+    params = module.init(jax.random.key(0), query, context)
+    one = module.apply(params, query, context)
+    each = module.apply(params, jnp.repeat(query, 3, axis=0), context)
+    np.testing.assert_allclose(one, each, rtol=1e-6, atol=1e-6)
+    assert one.shape == (3, 1, 8)
