@@ -94,6 +94,7 @@ class Checkpoints:
         # Waits for a save and reads it back, while training goes on.
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
+        self._closed = False
 
     @property
     def latest(self) -> int | None:
@@ -201,16 +202,25 @@ class Checkpoints:
         raise ValueError(f"no checkpoint in {self.folder}; train first, or check --workdir")
 
     def close(self) -> None:
-        """Waits for the save under way, checks it and releases the folder.
+        """Waits for the save under way, checks it and releases the folder; a second time nothing.
 
         Raises:
           ValueError: if the last save failed.
         """
+        if self._closed:
+            return
+        self._closed = True
         failed = self._settle()
         self._worker.shutdown()
         self._manager.close()
         if failed:
             raise ValueError(failed)
+
+    def abandon(self) -> None:
+        """Waits for the save under way, without a word to other processes: they may be gone."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending[1]], timeout=60)
+        self._closed, self._pending = True, None
 
     def _write(self, step, state, facts, metrics) -> str | None:
         """Begins to write; what keeps it from it, or None."""

@@ -194,7 +194,11 @@ def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[st
         return distributed.from_first(found)
 
     fit = Fit(config, workdir, label, trainer, state, mesh, checkpoints, evaluate_state)
-    fit.run(batches)
+    try:
+        fit.run(batches)
+    except BaseException:  # Ctrl-C too
+        checkpoints.abandon()
+        raise
     checkpoints.close()
     done = {
         "metrics": evaluate_state(fit.state),
