@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py --kills 20 --output DIR
 
-A tiny CCL run saves every few steps, so that many of the kills fall into a save; each of them is
-followed by the same command again. After every kill all complete checkpoints are read back and
-compared with the checksums of what was saved, and at the end every array of the last checkpoint
-(weights, optimiser state, counters) with that of the undisturbed run, to the bit.
+A tiny CCL run saves every few steps; every second kill waits for a save to be under way. Each of
+them is followed by the same command again. After every kill all complete checkpoints are read
+back and compared with the checksums of what was saved, and at the end every array of the last
+checkpoint (weights, optimiser state, counters) with that of the undisturbed run, to the bit.
 """
 
 import argparse
@@ -47,8 +47,16 @@ def finish(line: list[str], environment: dict[str, str]) -> None:
         raise RuntimeError(f"the run failed: {done.stderr[-2000:]}")
 
 
-def kill(line: list[str], environment: dict[str, str], workdir: pathlib.Path, wait: float) -> dict:
+def kill(
+    line: list[str],
+    environment: dict[str, str],
+    workdir: pathlib.Path,
+    wait: float,
+    saving: bool = False,
+) -> dict:
     """Starts the command, and kills it so many seconds after its first step.
+
+    With `saving` it then waits until a save is under way, for 30 s at most.
 
     Returns:
       Steps of the complete checkpoints, of what was being saved, and of checkpoints that cannot
@@ -69,17 +77,19 @@ def kill(line: list[str], environment: dict[str, str], workdir: pathlib.Path, wa
             if "images/s" in text or "compiled in" in text:
                 break
         time.sleep(wait)
+        deadline = time.monotonic() + 30
+        while saving and not _unfinished(workdir) and time.monotonic() < deadline:
+            time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         said += process.stderr.readlines()
     code = process.returncode
     if code not in (0, -signal.SIGKILL):
         raise RuntimeError(f"the run failed: {''.join(said)[-2000:]}")
     folder = files.checkpoint_folder(str(workdir))
-    names = os.listdir(folder) if os.path.isdir(folder) else []
     row = {
         "ended": code == 0,
         "complete": files.complete_steps(folder),
-        "saving": [name.split(".")[0] for name in names if not name.isdigit()],
+        "saving": _unfinished(workdir),
         "unreadable": [],
     }
     for step in row["complete"]:
@@ -88,6 +98,13 @@ def kill(line: list[str], environment: dict[str, str], workdir: pathlib.Path, wa
         except ValueError as error:
             row["unreadable"].append(str(error))
     return row
+
+
+def _unfinished(workdir: pathlib.Path) -> list[str]:
+    """Steps of saves that have begun and not ended."""
+    folder = files.checkpoint_folder(str(workdir))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [name.split(".")[0] for name in names if not name.isdigit()]
 
 
 def differing(one: pathlib.Path, other: pathlib.Path, step: int) -> tuple[list[str], int]:
@@ -127,7 +144,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     line = command(killed, args.steps, args.every)
     for number in range(1, args.kills + 1):
         wait = rng.uniform(0, args.longest)
-        rows.append(kill(line, environment, killed, wait))
+        rows.append(kill(line, environment, killed, wait, saving=number % 2 == 0))
         row = rows[-1]
         print(
             f"kill {number}, {wait:.2f} s after the first step: complete {row['complete']}, "
