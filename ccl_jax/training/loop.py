@@ -327,7 +327,7 @@ def _report(
             )
         for reason, count in values["skipped_records"].items():
             remarks.append(f"{label}: {count:,} records skipped ({reason}); the log names them.")
-        remarks += [f"{label}, {line}" for line in values["notes"]]
+        remarks += [f"{label}, {line}" for line in values.get("notes", ())]  # older runs have none
     report.write_report(
         path,
         title="Results",
