@@ -148,9 +148,9 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     Weights under FSDP: gathered in bfloat16 forward and backward, the token embedding whole in
     float32, and all of it for each micro-batch; gradients scattered in bfloat16, in which
     kernels have theirs. Over the data axis gradients are summed.
-    Losses: texts gathered in bfloat16; their gradients summed over all devices in float32, those
-    of phrases once for NPC and once for XAC. Tensor: two sums of a block's activations forward,
-    two backward, and two for what is done again.
+    Losses: texts gathered in bfloat16; their gradients summed over all devices in float32.
+    Tensor: two sums of a block's activations forward, two backward, and two for what is done
+    again.
     """
     model, others = _towers(size), lambda n: (n - 1) / n  # noqa: E731
     data = layout.chips // (layout.fsdp * layout.tensor)
@@ -171,7 +171,7 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     return {
         "weights": weights,
         "gradients": gradients,
-        "texts": row * (2 * (1 + PHRASES) + 2 * 4 * (1 + 2 * PHRASES)),
+        "texts": row * (2 + 2 * 4) * (1 + PHRASES),
         "tensor": tensor,
     }
 

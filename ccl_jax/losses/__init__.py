@@ -5,7 +5,7 @@ embeddings unless it says otherwise, accumulates in float32 (float64 for float64
 returns `(loss, metrics)`. `scale` is always the multiplier exp(log_scale).
 """
 
-from ccl_jax.losses.ccl import ccl_loss, npc_loss, xac_loss
+from ccl_jax.losses.ccl import ccl_loss, gather_phrases, npc_loss, xac_loss
 from ccl_jax.losses.contrastive import clip_loss, siglip_loss
 from ccl_jax.losses.diagnostics import Metrics, logit_metrics
 from ccl_jax.losses.gradcache import micro_batched
@@ -16,6 +16,7 @@ __all__ = [
     "Metrics",
     "ccl_loss",
     "clip_loss",
+    "gather_phrases",
     "logit_metrics",
     "micro_batched",
     "npc_loss",

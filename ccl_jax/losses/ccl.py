@@ -14,15 +14,54 @@ from ccl_jax.losses.blocks import ChunkSize
 from ccl_jax.losses.collectives import AxisName
 from ccl_jax.losses.contrastive import Scalar, siglip_loss
 from ccl_jax.losses.diagnostics import Metrics
+from ccl_jax.losses.inputs import Gathered
 from ccl_jax.losses.sigmoid import sigmoid_loss
 from ccl_jax.losses.similarity import check_pooling
-from ccl_jax.losses.targets import Duplicates
+from ccl_jax.losses.targets import Duplicates, Pairing
+
+
+def gather_phrases(
+    phrase_emb: Float[Array, "n d"],
+    phrase_image: Int[Array, " n"],
+    *,
+    phrase_ids: Int[Array, "n t"] | None = None,
+    axis_name: AxisName | None = None,
+) -> Gathered:
+    """The phrases of all devices, for `npc_loss` and `xac_loss` in place of `phrase_emb`.
+
+    Given to both terms they travel once, and so does the sum of their gradients. Where each
+    term gathers for itself, XLA merges what is gathered, but not the gradients.
+
+    Args:
+      phrase_emb: L2-normalised phrase embeddings of this device.
+      phrase_image: row of the image each phrase belongs to, -1 for padding.
+      phrase_ids: the phrases' token ids, if a term has `duplicates` other than "negative".
+      axis_name: as in `npc_loss`.
+
+    Raises:
+      ValueError: for shapes or types that do not fit, or an unknown `axis_name`.
+
+    >>> import jax.numpy as jnp
+    >>> phrases = gather_phrases(jnp.eye(2), jnp.array([0, -1]))
+    >>> round(float(npc_loss(jnp.eye(2), phrases, scale=1.0, bias=0.0)[0]), 4)
+    1.0064
+    """
+    inputs.check_embeddings("phrase_emb", phrase_emb, "n d")
+    columns = inputs.columns(
+        "phrase",
+        phrase_emb,
+        phrase_image,
+        ids=phrase_ids,
+        duplicates="negative" if phrase_ids is None else "ignore",
+        axis_name=axis_name,
+    )
+    return inputs.gather(columns, axis_name)
 
 
 def npc_loss(
     image_emb: Float[Array, "b d"],
-    phrase_emb: Float[Array, "n d"],
-    phrase_image: Int[Array, " n"],
+    phrase_emb: Float[Array, "n d"] | Gathered,
+    phrase_image: Int[Array, " n"] | None = None,
     *,
     scale: Scalar,
     bias: Scalar,
@@ -39,7 +78,8 @@ def npc_loss(
 
     Args:
       image_emb: L2-normalised image embeddings.
-      phrase_emb: L2-normalised phrase embeddings.
+      phrase_emb: L2-normalised phrase embeddings; or `gather_phrases` of them, which has
+        `phrase_image` and `phrase_ids` in it.
       phrase_image: row of the image each phrase belongs to, -1 for padding.
       scale: multiplier of the cosines, shared with the contrastive term.
       bias: added to every logit, shared with the contrastive term.
@@ -66,15 +106,16 @@ def npc_loss(
     1.0064
     """
     spec = inputs.make_spec(duplicates, label_smoothing, chunk_size)
-    _check_global(image_emb, phrase_emb)
+    inputs.check_embeddings("image_emb", image_emb, "b d")
     phrases = _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name)
+    _check_widths(image_emb, phrases)
     return _npc(spec, image_emb, phrases, scale, bias, axis_name)
 
 
 def xac_loss(
     image_tokens: Float[Array, "b l d"],
-    phrase_emb: Float[Array, "n d"],
-    phrase_image: Int[Array, " n"],
+    phrase_emb: Float[Array, "n d"] | Gathered,
+    phrase_image: Int[Array, " n"] | None = None,
     *,
     scale: Scalar,
     bias: Scalar,
@@ -95,7 +136,8 @@ def xac_loss(
 
     Args:
       image_tokens: L2-normalised patch tokens.
-      phrase_emb: L2-normalised phrase embeddings.
+      phrase_emb: L2-normalised phrase embeddings; or `gather_phrases` of them, which has
+        `phrase_image` and `phrase_ids` in it.
       phrase_image: row of the image each phrase belongs to, -1 for padding.
       scale: multiplier of the similarities, shared with the contrastive term.
       bias: added to every logit, shared with the contrastive term.
@@ -124,8 +166,9 @@ def xac_loss(
     >>> round(float(loss), 4)
     1.0064
     """
+    own = phrase_emb.own.emb if isinstance(phrase_emb, Gathered) else phrase_emb
     pooling = check_pooling(
-        image_tokens, "phrase_emb", phrase_emb, sharpness, scores, values, token_where, chunk_size
+        image_tokens, "phrase_emb", own, sharpness, scores, values, token_where, chunk_size
     )
     spec = inputs.make_spec(duplicates, label_smoothing, chunk_size, pooling)
     phrases = _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name)
@@ -199,9 +242,9 @@ def ccl_loss(
     pooling = check_pooling(
         image_tokens, "phrase_emb", phrase_emb, sharpness, scores, values, token_where, chunk_size
     )
-    _check_global(image_emb, phrase_emb)
-    # Both terms meet the same phrases: they travel once, and so does their gradient.
+    inputs.check_embeddings("image_emb", image_emb, "b d")
     phrases = _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name)
+    _check_widths(image_emb, phrases)
     parts = {
         "contrastive": siglip_loss(
             image_emb,
@@ -233,22 +276,29 @@ def ccl_loss(
     return total, metrics
 
 
-def _check_global(image_emb, phrase_emb):
-    inputs.check_embeddings("image_emb", image_emb, "b d")
-    inputs.check_embeddings("phrase_emb", phrase_emb, "n d")
-    inputs.check_images(image_emb, phrase_emb, None, "image_emb and phrase_emb")
+def _check_widths(image_emb, phrases):
+    inputs.check_images(image_emb, phrases.own.emb, None, "image_emb and phrase_emb")
 
 
 def _phrases(phrase_emb, phrase_image, phrase_ids, duplicates, axis_name):
-    columns = inputs.columns(
-        "phrase",
-        phrase_emb,
-        phrase_image,
-        ids=phrase_ids,
-        duplicates=duplicates,
-        axis_name=axis_name,
-    )
-    return inputs.gather(columns, axis_name)
+    if not isinstance(phrase_emb, Gathered):
+        if phrase_image is None:
+            raise ValueError("pass phrase_image (n,), the row of the image of each phrase")
+        ids = None if duplicates == "negative" else phrase_ids
+        phrases = gather_phrases(phrase_emb, phrase_image, phrase_ids=ids, axis_name=axis_name)
+    elif phrase_image is None and phrase_ids is None:
+        phrases = phrase_emb
+    else:
+        raise ValueError(
+            "what gather_phrases returns has images and ids of the phrases in it: leave "
+            "phrase_image and phrase_ids out"
+        )
+    if duplicates == "negative":
+        pairing = Pairing(phrases.pairing.image, phrases.pairing.real)
+        return phrases._replace(pairing=pairing)
+    if phrases.pairing.ids is None:
+        raise ValueError(f"duplicates={duplicates!r} compares texts: pass phrase_ids (n, t)")
+    return phrases
 
 
 def _npc(spec, image_emb, phrases, scale, bias, axis_name):

@@ -1,5 +1,6 @@
 """What the losses ask of `shard_map`: gathered texts, sums over devices, varying types."""
 
+import functools
 from typing import TypeVar
 
 import jax
@@ -35,7 +36,16 @@ def gather(tree: Tree, axis_name: AxisName | None) -> Tree:
     """
     if axis_name is None:
         return tree
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    # One axis after the other: over a whole torus at once the TPU compiler scatters nothing,
+    # but sums the gradients of all rows on all devices. The last one first keeps the order.
+    for name in reversed(names):
+        tree = jax.tree.map(functools.partial(_gather, name), tree)
+    return tree
+
+
+def _gather(name, x):
+    return jax.lax.all_gather(x, name, tiled=True)
 
 
 def shift(tree: Tree, axis_name: AxisName) -> Tree:

@@ -24,7 +24,8 @@ class Term:
     Attributes:
       loss: a loss of `ccl_jax.losses`.
       needs: the fields of `Embeddings` that it reads; others are not computed.
-      arguments: its arrays from embeddings and batch, by position and by name.
+      arguments: its arrays from embeddings and batch, by position and by name. Phrases are
+        those of all devices (`losses.gather_phrases`).
     """
 
     loss: Callable[..., tuple[Float[Array, ""], losses.Metrics]]
@@ -59,8 +60,8 @@ def _patches(e: Embeddings, batch: Batch):
 
 def _phrases(of_image: str):
     def arguments(e: Embeddings, batch: Batch):
-        named = {"scale": e.scale, "bias": e.bias, "phrase_ids": batch["phrase_text"]}
-        return (getattr(e, of_image), e.phrase, batch["phrase_image"]), named
+        del batch
+        return (getattr(e, of_image), e.phrase), {"scale": e.scale, "bias": e.bias}
 
     return arguments
 
@@ -121,6 +122,15 @@ def total_loss(
       The sum, and the metrics: each term's value as `loss/NAME` and its own as `NAME/...`.
     """
     total, metrics = 0.0, {}
+    if "phrase" in needs(objective):
+        # Once for all terms, so that one sum of their gradients goes back.
+        phrases = losses.gather_phrases(
+            embeddings.phrase,
+            batch["phrase_image"],
+            phrase_ids=batch["phrase_text"],
+            axis_name=axis_name,
+        )
+        embeddings = embeddings.replace(phrase=phrases)
     for name, entry in objective.items():
         term = TERMS[name]
         # In blocks losses are as fast and far lighter (benchmarks/losses.py).

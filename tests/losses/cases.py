@@ -84,6 +84,25 @@ def _ccl_oracle(x):
     return oracles.siglip(x.image, x.text, x.scale, x.bias) + 0.7 * npc + 0.3 * xac
 
 
+# Phrases gathered once, for two terms that count the same phrase of two images differently.
+
+
+def _gathered(x, **layout):
+    phrases = losses.gather_phrases(
+        x.phrase, x.phrase_image, phrase_ids=x.phrase_ids, axis_name=layout.get("axis_name")
+    )
+    scalars = {"scale": x.scale, "bias": x.bias}
+    npc, metrics = losses.npc_loss(x.image, phrases, **scalars, **layout)
+    xac, _ = losses.xac_loss(
+        x.tokens, phrases, sharpness=4.0, duplicates="ignore", **scalars, **layout
+    )
+    return npc + 0.5 * xac, metrics
+
+
+def _gathered_oracle(x):
+    return _npc_oracle(x, "negative") + 0.5 * _xac_oracle(x, "ignore")
+
+
 # The phrases as captions, several or none an image, and the captions as hard negatives.
 
 
@@ -183,6 +202,7 @@ CASES = {
         functools.partial(_xac_oracle, duplicates="negative", values="normalized"),
     ),
     "ccl": Case(_ccl, _ccl_oracle),
+    "gathered": Case(_gathered, _gathered_oracle),
     "pacl": Case(
         lambda x, **layout: losses.pacl_loss(x.tokens, x.text, scale=x.scale, **layout),
         lambda x: oracles.pacl(x.tokens, x.text, x.scale, 10.0, "cosine", "raw"),

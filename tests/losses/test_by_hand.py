@@ -145,6 +145,17 @@ ROWS = jnp.array([0, 1])
             lambda: losses.npc_loss(EYE, EYE, ROWS, duplicates="positive", **SHARED),
             "pass phrase_ids",
         ),
+        (lambda: losses.npc_loss(EYE, EYE, **SHARED), "pass phrase_image"),
+        (
+            lambda: losses.npc_loss(EYE, losses.gather_phrases(EYE, ROWS), ROWS, **SHARED),
+            "leave phrase_image and phrase_ids out",
+        ),
+        (
+            lambda: losses.xac_loss(
+                EYE[:, None], losses.gather_phrases(EYE, ROWS), duplicates="ignore", **SHARED
+            ),
+            "pass phrase_ids",
+        ),
         (
             lambda: losses.npc_loss(EYE, EYE, ROWS, duplicates="positives", **SHARED),
             "'negative'.*'ignore' or 'positive'",

@@ -15,7 +15,15 @@ from ccl_jax import losses
 from ccl_jax.losses import blocks
 
 # Between them they go through every line that a layout has; ccl is SigLIP, NPC and XAC.
-NAMES = ["ccl", "xac_normalized", "clip_masked", "clip_many", "siglip_many", "pacl_many"]
+NAMES = [
+    "ccl",
+    "gathered",
+    "xac_normalized",
+    "clip_masked",
+    "clip_many",
+    "siglip_many",
+    "pacl_many",
+]
 SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
@@ -55,7 +63,7 @@ def assert_same(found, expected):
                 found[name][1][key], value, rtol=1e-5, atol=1e-6, err_msg=f"{name} {key}"
             )
     for key, value in expected_gradients.items():
-        # The sum of six losses, weighted up to six times.
+        # The sum of seven losses, weighted up to seven times.
         np.testing.assert_allclose(gradients[key], value, rtol=1e-4, atol=2e-5, err_msg=key)
 
 
