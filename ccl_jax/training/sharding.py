@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS, FSDP_AXIS, TENSOR_AXIS = AXES = ("data", "fsdp", "tensor")
@@ -21,8 +22,11 @@ def create_mesh(
       shape: devices along each axis, as `config.mesh`; one of them may be -1 for all that are
         left. By default all lie along `data`.
 
+    TPUs of several slices must lie along `data` first: between slices goes what that axis sends.
+
     Raises:
-      ValueError: if the axes do not multiply to the number of devices.
+      ValueError: if the axes do not multiply to the number of devices, or TPU slices do not
+        divide `data`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {DATA_AXIS: -1, FSDP_AXIS: 1, TENSOR_AXIS: 1} | dict(shape or {})
@@ -41,11 +45,24 @@ def create_mesh(
             f"config.mesh has {given}, which does not make {len(devices)} devices; change it so "
             "that the axes multiply to that number"
         )
-    return jax.make_mesh(
-        tuple(sizes[name] for name in AXES),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=devices,
+    shape = tuple(sizes[name] for name in AXES)
+    return Mesh(_grid(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(devices, shape):
+    # Not `jax.make_mesh`: it refuses several slices, which GPUs of several nodes are to it, and
+    # an axis that is no side of a TPU's torus.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise ValueError(
+            f"config.mesh has data = {shape[0]} on {slices} TPU slices; make it a multiple of "
+            "their number, so that only this axis goes from slice to slice"
+        )
+    inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, between, devices, allow_split_physical_axes=True
     )
 
 
