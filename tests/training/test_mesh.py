@@ -45,7 +45,8 @@ def test_gpus_of_several_nodes_keep_inner_axes_within_a_node():
     # JAX numbers a node's GPUs as a slice.
     gpus = [Device(8 * n + i, n, n, "gpu", "H100", (0, 0, 0)) for n in range(3) for i in range(8)]
     mesh = create_mesh(gpus[::-1], {"data": -1, "fsdp": 4, "tensor": 2})
-    assert [{device.slice_index for device in node.flat} for node in mesh.devices] == [{0}, {1}, {2}]
+    nodes = [{device.slice_index for device in node.flat} for node in mesh.devices]
+    assert nodes == [{0}, {1}, {2}]
     assert create_mesh(gpus, {"data": 1, "fsdp": 24}).devices.size == 24
 
 
