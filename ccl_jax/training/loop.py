@@ -1,5 +1,6 @@
 """A run from config to report: train, evaluate, draw, write; resume where it stopped."""
 
+import contextlib
 import json
 import os
 import time
@@ -20,7 +21,15 @@ from ccl_jax.data.tf_import import import_tensorflow
 from ccl_jax.evaluation import report, runner
 from ccl_jax.evaluation.embeddings import Predictor
 from ccl_jax.evaluation.heatmaps import draw_heatmaps
-from ccl_jax.training import averaging, distributed, notes, partition, pretrained, tower_storing
+from ccl_jax.training import (
+    averaging,
+    distributed,
+    notes,
+    partition,
+    pretrained,
+    tower_storing,
+    workdir_lock,
+)
 from ccl_jax.training import config as configs
 from ccl_jax.training.checkpoints import Checkpoints
 from ccl_jax.training.compilation import keep_compiled
@@ -55,7 +64,7 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
 
     Raises:
       ValueError: for a config that does not fit, unusable data, or a workdir that was made
-        with another config.
+        with another config or has another run in it.
       Stopped: if the process was told to stop (SIGTERM); the state is saved then.
     """
     if "://" in workdir:
@@ -71,25 +80,12 @@ def run(config: ConfigDict, workdir: str) -> dict[str, dict[str, float]]:
         mesh = create_mesh(shape=single.mesh.to_dict())
         configs.check_config(single, batch_devices(mesh))
         runner.check(single.evaluators.to_dict())
-    with distributed.first_before_others("workdir"):
-        _claim(workdir, config)
-    if all(os.path.exists(os.path.join(folder, RESULTS)) for folder in folders.values()):
-        say(f"Nothing to do: {workdir} holds a finished run.")
-    done = {}
-    for name, single in singles.items():
-        label = name or "+".join(single.objective)
-        done[label] = _train_and_evaluate(single, folders[name], label)
-    results = {label: values["metrics"] for label, values in done.items()}
-    # Drawing needs all processes: each holds a part of the weights.
-    predictors = _heatmap_predictors(config, workdir, list(done))
-    if not any(results.values()):
-        say("config.evaluators is empty: there is no report; tools.evaluate evaluates the run")
-    elif is_first():
-        _report(config, workdir, done, predictors)
-        print(report.format_table(results))
-        print(f"Report: {os.path.join(workdir, REPORT)}")
-    distributed.wait("report")
-    return results
+    with contextlib.ExitStack() as stack:
+        with distributed.first_before_others("workdir"):
+            _claim(workdir, config)
+            if is_first():
+                stack.enter_context(workdir_lock.locked(workdir))
+        return _run(config, workdir, singles, folders)
 
 
 def evaluate(
@@ -163,6 +159,28 @@ def _claim(workdir: str, config: ConfigDict) -> None:
         return
     os.makedirs(workdir, exist_ok=True)
     _write_json(path, values)
+
+
+def _run(
+    config: ConfigDict, workdir: str, singles: dict[str, ConfigDict], folders: dict[str, str]
+) -> dict[str, dict[str, float]]:
+    if all(os.path.exists(os.path.join(folder, RESULTS)) for folder in folders.values()):
+        say(f"Nothing to do: {workdir} holds a finished run.")
+    done = {}
+    for name, single in singles.items():
+        label = name or "+".join(single.objective)
+        done[label] = _train_and_evaluate(single, folders[name], label)
+    results = {label: values["metrics"] for label, values in done.items()}
+    # Drawing needs all processes: each holds a part of the weights.
+    predictors = _heatmap_predictors(config, workdir, list(done))
+    if not any(results.values()):
+        say("config.evaluators is empty: there is no report; tools.evaluate evaluates the run")
+    elif is_first():
+        _report(config, workdir, done, predictors)
+        print(report.format_table(results))
+        print(f"Report: {os.path.join(workdir, REPORT)}")
+    distributed.wait("report")
+    return results
 
 
 def _train_and_evaluate(config: ConfigDict, workdir: str, label: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tarfile
 
 import jax
@@ -51,6 +53,22 @@ def test_a_second_call_repeats_nothing(make_config, undisturbed, capsys, monkeyp
     monkeypatch.setattr(loop, "create_trainer", None)  # any training would fail
     assert loop.run(config, undisturbed) == first
     assert "Nothing to do" in capsys.readouterr().err
+
+
+def test_two_runs_in_one_workdir_are_refused_while_both_live(make_config, undisturbed):
+    config = make_config(**CCL)
+    loop.run(config, undisturbed)
+    hold = (
+        "import sys; from ccl_jax.training.workdir_lock import locked\n"
+        "with locked(sys.argv[1]): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, undisturbed]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=f"another run.*process {other.pid} on .*--workdir"):
+            loop.run(config, undisturbed)
+        other.kill()
+    loop.run(config, undisturbed)
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
