@@ -32,7 +32,8 @@ PHRASES = 4
 UTILISATION = 0.5
 SIZES = ("B/16", "L/16", "So400m/14")
 BATCHES = (4096, 8192, 16384, 32768, 65536)
-SLICES = (("v5e", 8), ("v5e", 64), ("v5e", 256), ("v5p", 512))
+# Kind, chips, and over how many FSDP goes: a side or two of the torus, see docs/scaling.md.
+SLICES = (("v5e", 8, 8), ("v5e", 64, 8), ("v5e", 256, 16), ("v5p", 512, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,8 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     Weights under FSDP: gathered in bfloat16 forward and backward, the token embedding whole in
     float32, and all of it for each micro-batch; gradients scattered in bfloat16, in which
     kernels have theirs. Over the data axis gradients are summed.
-    Losses: texts gathered in bfloat16; their gradients summed over all devices in float32.
+    Losses: texts gathered in bfloat16; their gradients scattered in float32 under FSDP, summed
+    over all devices without.
     Tensor: two sums of a block's activations forward, two backward, and two for what is done
     again.
     """
@@ -171,7 +173,7 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     return {
         "weights": weights,
         "gradients": gradients,
-        "texts": row * (2 + 2 * 4) * (1 + PHRASES),
+        "texts": row * (2 + (4 if layout.fsdp > 1 else 8)) * (1 + PHRASES),
         "tensor": tensor,
     }
 
@@ -192,9 +194,9 @@ def fits(size: str, kind: str, layout: Layout, images: int) -> bool:
     return whole and memory_bytes(size, layout, images) <= CHIPS[kind].memory
 
 
-def layouts(chips: int) -> list[Layout]:
-    """Those that the tables compare."""
-    meshes = [(1, 1), (chips, 1), (chips // 4, 4)]
+def layouts(chips: int, side: int) -> list[Layout]:
+    """Those that the tables compare; FSDP over `side` devices."""
+    meshes = [(1, 1), (side, 1), (min(side, chips // 4), 4)]
     return [
         Layout(chips, fsdp, tensor, remat, micro)
         for (fsdp, tensor), remat, micro in itertools.product(
@@ -205,20 +207,16 @@ def layouts(chips: int) -> list[Layout]:
 
 def fit_table() -> str:
     """For each layout the largest batch of `BATCHES` that fits."""
-    head = [f"{size} {kind} x {chips}" for size in SIZES for kind, chips in SLICES]
+    head = [f"{size} {kind} x {chips}" for size in SIZES for kind, chips, _ in SLICES]
     lines = ["| layout | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
-    for number, one in enumerate(layouts(SLICES[0][1])):
-        name = str(one).replace(f"fsdp {one.fsdp}", "fsdp" if one.tensor == 1 else "fsdp x 4")
+    for number, one in enumerate(layouts(*SLICES[0][1:])):
         cells = []
-        for size, (kind, chips) in itertools.product(SIZES, SLICES):
-            layout = layouts(chips)[number]
+        for size, (kind, *slice_) in itertools.product(SIZES, SLICES):
+            layout = layouts(*slice_)[number]
             found = [images for images in BATCHES if fits(size, kind, layout, images)]
             cells.append(f"{found[-1] // 1024}k" if found else "-")
-        lines.append(
-            f"| {name.replace('fsdp x 4, tensor 4', 'fsdp, tensor 4')} | "
-            + " | ".join(cells)
-            + " |"
-        )
+        name = str(one).replace(f"fsdp {one.fsdp}", "fsdp")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -229,8 +227,8 @@ def best_table() -> str:
         "| links ms | images/s |",
         "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for size, (kind, chips), images in itertools.product(SIZES, SLICES, BATCHES):
-        rows = [one for one in layouts(chips) if fits(size, kind, one, images)]
+    for size, (kind, chips, side), images in itertools.product(SIZES, SLICES, BATCHES):
+        rows = [one for one in layouts(chips, side) if fits(size, kind, one, images)]
         if not rows:
             lines.append(f"| {size} | {kind} x {chips} | {images:,} | none fits |" + " |" * 6)
             continue
