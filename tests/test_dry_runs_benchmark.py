@@ -10,9 +10,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))
 
 import dry_runs  # noqa: E402
 import dry_runs_cases as cases  # noqa: E402
+import gathers  # noqa: E402
 import scaling  # noqa: E402
 
+from ccl_jax.losses import collectives  # noqa: E402
 from ccl_jax.training import config as configs  # noqa: E402
+from ccl_jax.training import hlo  # noqa: E402
+from ccl_jax.training.sharding import create_mesh  # noqa: E402
 
 
 @pytest.mark.parametrize("table", cases.TABLES)
@@ -53,3 +57,12 @@ def test_the_model_splits_what_the_layout_splits():
     assert messages["gradients"] == pytest.approx(2 * 2 * count * 63 / 64)
     assert messages["weights"] == messages["tensor"] == 0
     assert scaling.step_flops("B/16", whole, 4096) == scaling.step_flops("B/16", split, 4096)
+
+
+@pytest.mark.parametrize("gather", [gathers.at_once, collectives.gather])
+def test_the_compiler_for_cpus_scatters_gradients_either_way(gather):
+    mesh = create_mesh(shape={"data": 2, "fsdp": 4})
+    program = gathers.compiled(gather, mesh, rows=2, width=16)
+    found = hlo.received(hlo.collectives(program.as_text()))
+    others = 4 * 7 * 2 * 16  # of 8 devices, two rows of 16 numbers each
+    assert found == {"all-gather": others, "reduce-scatter": others}
