@@ -14,9 +14,12 @@ from ccl_jax.losses import kernels
 from ccl_jax.losses.kernels import Pooling
 from ccl_jax.losses.targets import Duplicates, Pairing, block_targets
 
-# Elements of the largest arrays of a block, images x tokens x (texts or width): 2 MB in
-# float32, which the caches of a CPU hold. The best in docs/performance.md.
+# Elements of the largest arrays of a block, images x tokens x texts: 2 MB in float32, which the
+# caches of a CPU hold.
 BLOCK_ELEMENTS = 1 << 19
+# And of its tokens, images x tokens x width. All texts and their gradient are read and written
+# for every block of images: a TPU's memory wants large ones. Both in docs/performance.md.
+TOKEN_ELEMENTS = 1 << 21
 
 
 ChunkSize = int | Literal["auto"] | None
@@ -29,7 +32,7 @@ class Spec(NamedTuple):
       pooling: of the similarities; None for plain products.
       duplicates: see `targets.block_targets`.
       label_smoothing: share of a target given to its opposite, or to all texts.
-      chunk_size: images of a block; "auto" for as many as `BLOCK_ELEMENTS` allows, None for
+      chunk_size: images of a block; "auto" for as many as `TOKEN_ELEMENTS` allows, None for
         dense.
     """
 
@@ -71,12 +74,12 @@ class Side(NamedTuple):
         return positive & where, where
 
 
-def resolve(spec: Spec, images: Float[Array, "b *l d"], texts: int) -> Spec:
+def resolve(spec: Spec, images: Float[Array, "b *l d"]) -> Spec:
     """`spec` with a number in place of "auto"."""
     if spec.chunk_size != "auto":
         return spec
     b, width = images.shape[0], images.shape[-1]
-    most = BLOCK_ELEMENTS // (_tokens(images) * max(texts, width))
+    most = TOKEN_ELEMENTS // (_tokens(images) * width)
     most = min(max(most, 1), b)
     # A last block of another size would be compiled by itself, and the batch is often even.
     even = next(size for size in range(most, 0, -1) if b % size == 0)

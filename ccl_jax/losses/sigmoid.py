@@ -51,7 +51,7 @@ def sigmoid_loss(
     side = Side(rows, tokens_where, image_where, texts.pairing)
     dtype = kernels.accumulate(texts.emb).dtype
     scalars = jnp.asarray(scale, dtype), jnp.asarray(bias, dtype)
-    spec = blocks.resolve(spec, images, texts.pairing.image.shape[0])
+    spec = blocks.resolve(spec, images)
     arguments = collectives.unify(images, texts.emb, *scalars, side)
     if ring:
         total, counts = _ring(spec, axis_name, *arguments)

@@ -69,7 +69,7 @@ def pooled_similarity(
     spec = inputs.make_spec("negative", 0.0, chunk_size, pooling)
     if chunk_size is None:
         return blocks.similarities(pooling, image_tokens, token_where, text_emb)[0]
-    spec = blocks.resolve(spec, image_tokens, text_emb.shape[0])
+    spec = blocks.resolve(spec, image_tokens)
     return _in_blocks(spec, *collectives.unify(image_tokens, text_emb, token_where))
 
 

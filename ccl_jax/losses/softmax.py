@@ -50,7 +50,7 @@ def softmax_loss(
     )
     side = Side(rows, tokens_where, image_where, texts.pairing)
     scale = jnp.asarray(scale, kernels.accumulate(texts.emb).dtype)
-    spec = blocks.resolve(spec, images, texts.emb.shape[0])
+    spec = blocks.resolve(spec, images)
     arguments = collectives.unify(images, texts.emb, scale, side)
     sums, pairs, counts = _softmax_sums(spec, *arguments)
     of_rows = _mean_cross_entropy(spec.label_smoothing, *sums[:3], *pairs[:2], axis_name=axis_name)
