@@ -141,26 +141,32 @@ def _traffic(module: Module, computation: Computation, one: Instruction) -> int:
         return sum(sizes) + written
     inside = module.computations[hlo.called(one)[0]]
     root = next(inner for inner in inside.values() if inner.root)
-    parameters = {
-        int(inner.operands[0]): inner for inner in inside.values() if inner.opcode == "parameter"
-    }
-    total = 0
-    for at, size in enumerate(sizes):
-        if size:
-            total += min(size, _read_of(inside, root, parameters[at], size))
+    reads = [_read_of(module, one, at, size) if size else 0 for at, size in enumerate(sizes)]
     if root.opcode == "dynamic-update-slice" and written:
-        return total + hlo.shape_bytes(inside[root.operands[1]].shape)
-    return total + written
+        return sum(reads) + hlo.shape_bytes(inside[root.operands[1]].shape)
+    return sum(reads) + written
 
 
-def _read_of(inside: Computation, root: Instruction, parameter: Instruction, size: int) -> int:
+def _read_of(module: Module, fusion: Instruction, at: int, size: int) -> int:
     """Bytes of a fusion's operand that it reads: slices alone, if nothing else uses it."""
-    users = [inner for inner in inside.values() if parameter.name in inner.operands]
-    if users == [root] and root.opcode == "dynamic-update-slice":
-        return 0  # written in place
-    if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
-        return sum(hlo.shape_bytes(user.shape) for user in users)
-    return size
+    inside = module.computations[hlo.called(fusion)[0]]
+    name = next(
+        inner.name
+        for inner in inside.values()
+        if inner.opcode == "parameter" and int(inner.operands[0]) == at
+    )
+    total = 0
+    for user in inside.values():
+        for place in (k for k, operand in enumerate(user.operands) if operand == name):
+            if user.root and user.opcode == "dynamic-update-slice" and place == 0:
+                continue  # written in place
+            if user.opcode in ("dynamic-slice", "slice", "gather"):
+                total += hlo.shape_bytes(user.shape)
+            elif user.opcode == "fusion":
+                total += _read_of(module, user, place, size)
+            else:
+                return size
+    return min(size, total)
 
 
 def _numbers(one: Instruction, name: str) -> list[int]:
