@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from losses_cases import Case
 
-from ccl_jax.training import hlo
+from ccl_jax.training import hlo, hlo_costs
 
 DEVICES = 8
 
@@ -100,11 +100,11 @@ def on_slice(options: argparse.Namespace) -> list[dict]:
     kinds = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
     print(f"\n{options.topology}, mesh {'x'.join(map(str, mesh.devices.shape))}; of a chip:\n")
     print(
-        "| case | loss | type | layout | arguments MB | temporaries MB | "
+        "| case | loss | type | layout | arguments MB | temporaries MB | memory GB | "
         + " | ".join(f"{kind} MB" for kind in kinds)
         + " | estimated Gcycles | needed TFLOP | compiled in s |"
     )
-    print("|---" * (9 + len(kinds)) + "|")
+    print("|---" * (10 + len(kinds)) + "|")
     for case in options.cases:
         for name, extra in candidates(options.losses):
             for dtype in options.dtype.split(","):
@@ -135,6 +135,7 @@ def _on_chip(name, case, layout, dtype, mesh, extra):
     return {
         "arguments": sizes.argument_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,
+        "memory_traffic": hlo_costs.memory_bytes(text),
         "received": hlo.received(found),
         "estimated_cycles": hlo.estimated_cycles(text),
         "compiled_in": seconds,
@@ -146,6 +147,7 @@ def _print_chip(row, kinds):
     print(
         f"| {row['case']} | {row['loss']} | {row['dtype']} | {row['layout']} | "
         f"{row['arguments'] / 1e6:.1f} | {row['temporaries'] / 1e6:.1f} | "
+        f"{row['memory_traffic'] / 1e9:.1f} | "
         + " | ".join(received)
         + f" | {row['estimated_cycles'] / 1e9:.3f} | {row['flops'] / 1e12:.2f} | "
         f"{row['compiled_in']:.0f} |",
