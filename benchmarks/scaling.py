@@ -51,6 +51,11 @@ class Layout:
         """Parts of a batch."""
         return self.chips // self.tensor
 
+    @property
+    def scatters(self) -> bool:
+        """Whether gradients are scattered; over a whole slice at once the compiler sums them."""
+        return 1 < self.fsdp < self.chips or self.chips <= 8
+
     def __str__(self) -> str:
         parts = f"fsdp {self.fsdp}" if self.fsdp > 1 else "replicated"
         parts += f", tensor {self.tensor}" if self.tensor > 1 else ""
@@ -148,9 +153,8 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
 
     Weights under FSDP: gathered in bfloat16 forward and backward, the token embedding whole in
     float32, and all of it for each micro-batch; gradients scattered in bfloat16, in which
-    kernels have theirs. Over the data axis gradients are summed.
-    Losses: texts gathered in bfloat16; their gradients scattered in float32 under FSDP, summed
-    over all devices without.
+    kernels have theirs, or summed, which moves twice the bytes. Over the data axis they are summed.
+    Losses: texts gathered in bfloat16; their gradients scattered or summed in float32.
     Tensor: two sums of a block's activations forward, two backward, and two for what is done
     again.
     """
@@ -162,7 +166,8 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     gathered = 2 * (2 + again) * (count - embedding) + 4 * embedding
     weights = layout.micro * gathered * others(layout.fsdp) / layout.tensor
     own = 2 * count / layout.tensor
-    gradients = own * others(layout.fsdp) + 2 * own / layout.fsdp * others(data)
+    twice = 1 if layout.scatters else 2
+    gradients = twice * own * others(layout.fsdp) + 2 * own / layout.fsdp * others(data)
     row = images * image["width"] * others(layout.batch_devices)
     rows = images / layout.batch_devices
     sums = 4 + 2 * (layout.remat == "full") + 2 * again
@@ -173,7 +178,7 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     return {
         "weights": weights,
         "gradients": gradients,
-        "texts": row * (2 + (4 if layout.fsdp > 1 else 8)) * (1 + PHRASES),
+        "texts": row * (2 + twice * 4) * (1 + PHRASES),
         "tensor": tensor,
     }
 
@@ -195,8 +200,8 @@ def fits(size: str, kind: str, layout: Layout, images: int) -> bool:
 
 
 def layouts(chips: int, side: int) -> list[Layout]:
-    """Those that the tables compare; FSDP over `side` devices."""
-    meshes = [(1, 1), (side, 1), (min(side, chips // 4), 4)]
+    """Those that the tables compare; FSDP over `side` devices, or over all."""
+    meshes = [(1, 1), (side, 1), (chips, 1), (min(side, chips // 4), 4)]
     return [
         Layout(chips, fsdp, tensor, remat, micro)
         for (fsdp, tensor), remat, micro in itertools.product(
@@ -209,13 +214,14 @@ def fit_table() -> str:
     """For each layout the largest batch of `BATCHES` that fits."""
     head = [f"{size} {kind} x {chips}" for size in SIZES for kind, chips, _ in SLICES]
     lines = ["| layout | " + " | ".join(head) + " |", "|---|" + "---:|" * len(head)]
-    for number, one in enumerate(layouts(*SLICES[0][1:])):
+    _, chips, side = SLICES[2]
+    for number, one in enumerate(layouts(chips, side)):
         cells = []
         for size, (kind, *slice_) in itertools.product(SIZES, SLICES):
             layout = layouts(*slice_)[number]
             found = [images for images in BATCHES if fits(size, kind, layout, images)]
             cells.append(f"{found[-1] // 1024}k" if found else "-")
-        name = str(one).replace(f"fsdp {one.fsdp}", "fsdp")
+        name = str(one).replace(f"fsdp {chips}", "fsdp over all").replace(f"fsdp {side}", "fsdp")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
