@@ -117,12 +117,13 @@ def scaling() -> list[Case]:
 
 
 def checks() -> list[Case]:
-    """Every layer compiled, to compare with the line through two depths; looped over, too."""
-    layout = "fsdp16 dots"
+    """Every layer compiled, one after the other or as a loop (scan), to compare with the line."""
+    pod = "v5e:16x16"
     return [
         recipes()[0],
-        _scaled("B/16", "v5e:16x16", 32768, layout),
-        _scaled("B/16", "v5e:16x16", 32768, f"{layout} scan"),
+        _scaled("B/16", pod, 32768, "fsdp16 dots scan"),
+        _scaled("L/16", pod, 32768, "fsdp16 full scan"),
+        _scaled("So400m/14", pod, 32768, "fsdp16 full scan"),
     ]
 
 

@@ -132,18 +132,21 @@ def memory_bytes(size: str, layout: Layout, images: int) -> float:
 def step_flops(size: str, layout: Layout, images: int) -> float:
     """Products of a device: the ones needed, and the forward ones that are done again.
 
-    "full" and micro-batches repeat the forward pass, "dots" the products of attention.
+    "dots" repeats the products of attention, "full" all of the forward pass but the last product
+    of a block, which no gradient asks for, and micro-batches all of it.
     """
     (patches, image), (_, text) = _towers(size)
-    forward, attention = 0.0, 0.0
+    forward, attention, last = 0.0, 0.0, 0.0
     for length, count, tower in ((patches, 1, image), (text["length"], 1 + PHRASES, text)):
+        tokens = count * tower["depth"] * length
         forward += count * flops.tower_flops(length, **tower)
-        attention += count * 4 * tower["depth"] * length**2 * tower["width"]
+        attention += 4 * tokens * length * tower["width"]
+        last += 2 * tokens * _hidden(tower) * tower["width"]
     losses = sum(
         flops.loss_flops(name, images, PHRASES * images, patches, image["width"])
         for name in ("siglip", "npc", "xac")
     )
-    again = {"none": 0, "dots": attention, "full": forward}[layout.remat]
+    again = {"none": 0, "dots": attention, "full": forward - last}[layout.remat]
     again += forward * (layout.micro > 1)
     return (images * (3 * forward + again) + losses) / layout.chips
 
@@ -151,8 +154,8 @@ def step_flops(size: str, layout: Layout, images: int) -> float:
 def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     """Bytes that a device receives.
 
-    Weights under FSDP: gathered in bfloat16 forward and backward, the token embedding whole in
-    float32, and all of it for each micro-batch; gradients scattered in bfloat16, in which
+    Weights under FSDP: gathered in bfloat16 forward and backward, about half of them again for
+    "full", the token embedding once, and all of it for each micro-batch; gradients scattered in bfloat16, in which
     kernels have theirs, or summed, which moves twice the bytes. Over the data axis they are summed.
     Losses: texts gathered in bfloat16; their gradients scattered or summed in float32.
     Tensor: two sums of a block's activations forward, two backward, and two for what is done
@@ -163,7 +166,8 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     (_, image), (_, text) = model
     count, embedding = _model(size)[1], text["vocab_size"] * text["width"]
     again = layout.micro > 1
-    gathered = 2 * (2 + again) * (count - embedding) + 4 * embedding
+    passes = 2 + again + (layout.remat == "full") / 2
+    gathered = 2 * passes * (count - embedding) + 2 * embedding
     weights = layout.micro * gathered * others(layout.fsdp) / layout.tensor
     own = 2 * count / layout.tensor
     twice = 1 if layout.scatters else 2
