@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
 from ccl_jax.models.attention import ATTENTION, attend
@@ -36,11 +37,19 @@ class Execution(NamedTuple):
         copy of the blocks' kernels in the compute type. Layers that are frozen one by one
         have a backward pass like the others then.
       attention: `implementation` of `attend` in the blocks.
+      states: how the states between blocks lie on the devices; None leaves it to the compiler.
+        In a loop over layers it would split them as the weights are, and keep each of them on
+        many devices.
     """
 
     remat: str = "none"
     scan_layers: bool = False
     attention: str = "auto"
+    states: Sharding | None = None
+
+    def place(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """The states between two blocks, where they are to lie."""
+        return x if self.states is None else jax.lax.with_sharding_constraint(x, self.states)
 
     def check(self) -> None:
         """Checks the names.
@@ -175,10 +184,13 @@ def run_blocks(
         # Kernels as the dense layers use them; norms compute in float32.
         cast = lambda w: w.astype(block.dtype) if w.ndim > 1 else w  # noqa: E731
         stacked = jax.tree.map(lambda *ws: jnp.stack([cast(w) for w in ws]), *layers)
-        body = lambda x, layer: (block.apply({"params": layer}, x), None)  # noqa: E731
+
+        def body(x, layer):
+            return block.apply({"params": layer}, execution.place(x)), None
+
         if policy is not None:
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        return jax.lax.scan(body, x, stacked)[0]
+        return execution.place(jax.lax.scan(body, x, stacked)[0])
     kind = EncoderBlock if policy is None else nn.remat(EncoderBlock, policy=policy)
     for i in range(depth):
         x = kind(**fields, name=f"block_{i}")(x)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from ccl_jax.models.image_tower import ImageTower, draw_patches, patch_grid
@@ -51,6 +52,7 @@ class TwoTowers(nn.Module):
       attention: a name in `attention.ATTENTION`.
       patch_dropout: share of an image's patches that a training step leaves out; the module
         itself leaves out what it is told to (`draw_patches`).
+      states: how the states between blocks lie on the devices; see `layers.Execution`.
     """
 
     image: Mapping[str, Any]
@@ -63,9 +65,10 @@ class TwoTowers(nn.Module):
     scan_layers: bool = False
     attention: str = "auto"
     patch_dropout: float = 0.0
+    states: Sharding | None = None
 
     def setup(self):
-        self.execution = Execution(self.remat, self.scan_layers, self.attention)
+        self.execution = Execution(self.remat, self.scan_layers, self.attention, self.states)
         self.image_tower = ImageTower(**self.image, dtype=self.dtype)
         self.text_tower = TextTower(**self.text, dtype=self.dtype)
         embed_dim = self.text_tower.embed_dim or self.text_tower.width

@@ -44,6 +44,7 @@ def create_forward(
     size = config.train.micro_batch or config.data.batch_size
 
     devices = batch_devices(mesh)
+    model = model.clone(states=sharded(mesh) if mesh.size > 1 else None)
 
     def embed(params, inputs):
         inputs = inputs | {"image": normalize_image(inputs["image"], mean, std)}
