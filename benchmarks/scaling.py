@@ -155,8 +155,9 @@ def message_bytes(size: str, layout: Layout, images: int) -> dict[str, float]:
     """Bytes that a device receives.
 
     Weights under FSDP: gathered in bfloat16 forward and backward, about half of them again for
-    "full", the token embedding once, and all of it for each micro-batch; gradients scattered in bfloat16, in which
-    kernels have theirs, or summed, which moves twice the bytes. Over the data axis they are summed.
+    "full", the token embedding once, and all of it for each micro-batch. Gradients: scattered in
+    bfloat16, in which kernels have theirs, or summed, which moves twice the bytes; over the data
+    axis they are summed.
     Losses: texts gathered in bfloat16; their gradients scattered or summed in float32.
     Tensor: two sums of a block's activations forward, two backward, and two for what is done
     again.

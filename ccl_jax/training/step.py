@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -32,7 +32,7 @@ from ccl_jax.training.optimizer import (
     tower_multipliers,
     trainable_paths,
 )
-from ccl_jax.training.sharding import BATCH_AXES, batch_devices, replicated, sharded
+from ccl_jax.training.sharding import AXES, BATCH_AXES, TENSOR_AXIS, replicated, sharded
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -219,19 +219,32 @@ def _sharded_loss(objective, mesh: Mesh):
     Under `shard_map`, so that what crosses devices is what the losses say: left to itself
     the partitioner would gather image tokens.
     """
-    if batch_devices(mesh) == 1:
-        return functools.partial(objectives.total_loss, objective)
-    split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-    specs = dict.fromkeys(objectives.needs(objective), split) | {"scale": whole, "bias": whole}
-    mapped = jax.shard_map(
-        functools.partial(objectives.total_loss, objective, axis_name=BATCH_AXES),
-        mesh=mesh,
-        in_specs=(Embeddings(**specs), split),
-        out_specs=whole,
-    )
+    loss = functools.partial(objectives.total_loss, objective)
+    names, whole = objectives.needs(objective), PartitionSpec()
 
     def total_loss(embeddings: Embeddings, batch):
-        read = {name: getattr(embeddings, name) for name in specs}
-        return mapped(Embeddings(**read), batch)
+        read = {name: getattr(embeddings, name) for name in names}
+        axes = _loss_axes(mesh, jax.tree.leaves((read, batch)))
+        if math.prod(mesh.shape[name] for name in axes) == 1:
+            return loss(embeddings, batch)
+        split = PartitionSpec(axes)
+        specs = dict.fromkeys(names, split) | {"scale": whole, "bias": whole}
+        mapped = jax.shard_map(
+            functools.partial(loss, axis_name=axes),
+            mesh=mesh,
+            in_specs=(Embeddings(**specs), split),
+            out_specs=whole,
+        )
+        scalars = {"scale": embeddings.scale, "bias": embeddings.bias}
+        return mapped(Embeddings(**read, **scalars), batch)
 
     return total_loss
+
+
+def _loss_axes(mesh: Mesh, arrays: Sequence[Array]) -> tuple[str, ...]:
+    """The axes that share the loss: the tensor axis too, if it divides the rows of a device.
+
+    Towers give their outputs to all devices of that axis, which would all do the same.
+    """
+    everywhere = all(len(x) % mesh.size == 0 for x in arrays)
+    return AXES if mesh.shape[TENSOR_AXIS] > 1 and everywhere else BATCH_AXES
