@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ccl_jax.models import layers
 from ccl_jax.models.attention import attend, attention_implementation, traced_for
 from ccl_jax.models.presets import build_model
+from ccl_jax.training.sharding import create_mesh, sharded
 
 TOWER = {"width": 16, "depth": 2, "heads": 2}
 MODEL = {
@@ -88,6 +91,27 @@ def test_a_scan_compiles_one_block_whatever_the_depth():
     (short, scanned_short), (long, scanned_long) = products(2), products(4)
     assert long > short
     assert scanned_long == scanned_short
+
+
+def test_looped_layers_keep_states_on_the_devices_of_their_images():
+    """Left to the compiler, states are split as weights are, and lie on several devices each."""
+    mesh = create_mesh(shape={"data": 2, "fsdp": 4})
+    wide = TOWER | {"width": 32, "depth": 6}
+    sizes = {"image": MODEL["image"] | wide, "text": MODEL["text"] | wide, "remat": "full"}
+    image = jax.ShapeDtypeStruct((64, 16, 16, 3), jnp.float32, sharding=sharded(mesh))
+
+    def split(x):
+        spec = P(None, "fsdp") if x.ndim == 2 and x.shape[1] % 4 == 0 else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    def temporaries(states):
+        model = build_model(sizes | {"scan_layers": True}, eot_id=2).clone(states=states)
+        params = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGE, TEXT))
+        gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(model.apply(p, x).image ** 3)))
+        compiled = gradient.lower(jax.tree.map(split, params), image).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(sharded(mesh)) < 0.8 * temporaries(None)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
