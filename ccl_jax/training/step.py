@@ -223,7 +223,10 @@ def _sharded_loss(objective, mesh: Mesh):
     names, whole = objectives.needs(objective), PartitionSpec()
 
     def total_loss(embeddings: Embeddings, batch):
+        # Here and nowhere before: towers that split their images further gather them again.
         read = {name: getattr(embeddings, name) for name in names}
+        if mesh.size > 1:
+            read = jax.lax.with_sharding_constraint(read, sharded(mesh))
         axes = _loss_axes(mesh, jax.tree.leaves((read, batch)))
         if math.prod(mesh.shape[name] for name in axes) == 1:
             return loss(embeddings, batch)
