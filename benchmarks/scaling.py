@@ -89,7 +89,8 @@ def state_bytes(size: str, layout: Layout) -> float:
 def activation_bytes(size: str, layout: Layout, images: int) -> float:
     """What blocks keep for the backward pass, and one block at work, in bfloat16.
 
-    Widths that a token keeps: with "full" the input of the block; with "dots" also q, k, v, the
+    Widths that a token keeps: with "full" the input of the block, twice, as compiled programs
+    come to (docs/scaling.md, checks); with "dots" the input once and q, k, v, the
     outputs of attention and MLP, and the hidden layer; with "none" also both norms, the attended
     values, the activation and attention's probabilities. Over a tensor axis q, k, v, hidden
     layers and heads are split, the rest is not.
@@ -102,7 +103,7 @@ def activation_bytes(size: str, layout: Layout, images: int) -> float:
         length = tokens if tower is PRESETS[size]["image"] else tower["length"]
         share = 1 / layout.tensor
         widths = {
-            "full": width,
+            "full": 2 * width,
             "dots": width + (3 * share + 2) * width + share * hidden,
             "none": 5 * width + share * (4 * width + 2 * hidden + heads * length),
         }
@@ -268,7 +269,7 @@ def best_table() -> str:
 def compare(path: pathlib.Path) -> str:
     """The model beside what was compiled."""
     import dry_runs
-    from dry_runs_cases import scaling
+    from dry_runs_cases import checks, scaling
 
     results = dry_runs.read(path)
     lines = [
@@ -276,7 +277,7 @@ def compare(path: pathlib.Path) -> str:
         "| model | received GB: compiled | model |",
         "|---|" + "---:|" * 8,
     ]
-    for case in scaling():
+    for case in [*scaling(), *checks()[1:]]:
         if not (row := dry_runs.row_of(case, results)):
             continue
         changes = case.changes

@@ -103,7 +103,8 @@ def default_config() -> ConfigDict:
     config.optimizer.max_scale = 100.0  # the learnt multiplier is kept in [1, max_scale]
 
     # Devices along each axis of the mesh; -1 for all that are left. A batch is split over data
-    # and fsdp, state over fsdp and tensor.
+    # and fsdp, state over fsdp and tensor. On large slices a side of the torus suits fsdp best
+    # (docs/scaling.md).
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.sharding = ConfigDict()
     # (regex, rule) pairs over paths of parameters (training/partition.py). Empty: the largest
