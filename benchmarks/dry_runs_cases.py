@@ -124,6 +124,7 @@ def checks() -> list[Case]:
         _scaled("B/16", pod, 32768, "fsdp16 dots scan"),
         _scaled("L/16", pod, 32768, "fsdp16 full scan"),
         _scaled("So400m/14", pod, 32768, "fsdp16 full scan"),
+        _scaled("B/16", "v5e:2x4", 1024, "fsdp8 dots scan"),
     ]
 
 
