@@ -125,6 +125,8 @@ def checks() -> list[Case]:
         _scaled("L/16", pod, 32768, "fsdp16 full scan"),
         _scaled("So400m/14", pod, 32768, "fsdp16 full scan"),
         _scaled("B/16", "v5e:2x4", 1024, "fsdp8 dots scan"),
+        _scaled("B/16", "v5e:8x8", 8192, "fsdp8 dots scan"),
+        _scaled("B/16", "v5p:8x8x8", 65536, "fsdp64 none scan"),
     ]
 
 

@@ -37,9 +37,9 @@ class Execution(NamedTuple):
         copy of the blocks' kernels in the compute type. Layers that are frozen one by one
         have a backward pass like the others then.
       attention: `implementation` of `attend` in the blocks.
-      states: how the states between blocks lie on the devices; None leaves it to the compiler.
-        In a loop over layers it would split them as the weights are, and keep each of them on
-        many devices.
+      states: how the states between blocks lie on the devices, in a loop over layers; None
+        leaves it to the compiler, which would split them as the weights are, and keep each of
+        them on many devices.
     """
 
     remat: str = "none"

@@ -17,12 +17,12 @@ def create_mesh(
 ) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor`.
 
+    Of several TPU slices only the axis `data` goes from one to the next.
+
     Args:
       devices: all that there are by default.
       shape: devices along each axis, as `config.mesh`; one of them may be -1 for all that are
         left. By default all lie along `data`.
-
-    TPUs of several slices must lie along `data` first: between slices goes what that axis sends.
 
     Raises:
       ValueError: if the axes do not multiply to the number of devices, or TPU slices do not

@@ -132,48 +132,29 @@ def test_what_is_fetched_ahead_is_read_from_memory():
     assert hlo_costs.memory_bytes(text) == 128 * 4 + 32 * 4
 
 
-def test_a_fusion_that_reads_a_slice_pays_for_the_slice():
-    fused = "\n".join(
-        [
-            "%f (p: f32[64,16], i: s32[]) -> f32[1,16] {",
-            "  %p = f32[64,16]{1,0} parameter(0)",
-            "  %i = s32[] parameter(1)",
-            "  %z = s32[] constant(0)",
-            "  ROOT %s = f32[1,16]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,16}",
-            "}",
-        ]
-    )
+SLICING = """%slicing (p: f32[64,16], i: s32[]) -> f32[1,16] {
+  %p = f32[64,16]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %s = f32[1,16]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,16}
+}
+"""
+AROUND = """%around (q: f32[64,16], k: s32[]) -> f32[1,16] {
+  %q = f32[64,16]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %t = f32[1,16]{1,0} fusion(%q, %k), kind=kLoop, calls=%slicing
+  ROOT %u = f32[1,16]{1,0} negate(%t)
+}
+"""
+
+
+@pytest.mark.parametrize("called", ["slicing", "around"])
+def test_a_fusion_that_reads_a_slice_pays_for_the_slice(called):
     text = program(
         "%a = f32[64,16]{1,0} parameter(0)",
         "%n = s32[] parameter(1)",
-        "ROOT %c = f32[1,16]{1,0} fusion(%a, %n), kind=kLoop, calls=%f",
-        computations=fused,
-    )
-    assert hlo_costs.memory_bytes(text) == 16 * 4 + 4 + 16 * 4
-
-
-def test_a_slice_inside_a_fusion_of_a_fusion_is_a_slice():
-    fused = "\n".join(
-        [
-            "%inner (p: f32[64,16], i: s32[]) -> f32[1,16] {",
-            "  %p = f32[64,16]{1,0} parameter(0)",
-            "  %i = s32[] parameter(1)",
-            "  %z = s32[] constant(0)",
-            "  ROOT %s = f32[1,16]{1,0} dynamic-slice(%p, %i, %z), dynamic_slice_sizes={1,16}",
-            "}",
-            "%outer (q: f32[64,16], k: s32[]) -> f32[1,16] {",
-            "  %q = f32[64,16]{1,0} parameter(0)",
-            "  %k = s32[] parameter(1)",
-            "  %t = f32[1,16]{1,0} fusion(%q, %k), kind=kLoop, calls=%inner",
-            "  ROOT %u = f32[1,16]{1,0} negate(%t)",
-            "}",
-        ]
-    )
-    text = program(
-        "%a = f32[64,16]{1,0} parameter(0)",
-        "%n = s32[] parameter(1)",
-        "ROOT %c = f32[1,16]{1,0} fusion(%a, %n), kind=kLoop, calls=%outer",
-        computations=fused,
+        f"ROOT %c = f32[1,16]{{1,0}} fusion(%a, %n), kind=kLoop, calls=%{called}",
+        computations=SLICING + AROUND,
     )
     assert hlo_costs.memory_bytes(text) == 16 * 4 + 4 + 16 * 4
 
